@@ -8,9 +8,20 @@ set(FASTATTN_KERNEL_FLAGS -O3 ${FASTATTN_OPTIMIZE} -ffp-contract=off -fno-math-e
     -fno-rtti -fno-lto -fno-strict-aliasing -fno-threadsafe-statics -Wall -Wextra)
 
 set(FASTATTN_ONLY_TARGETS "" CACHE STRING "SIMD targets to build, as a list; empty: all")
+set(FASTATTN_KERNELS_FROM "" CACHE STRING "Build folder of another libc, whose kernels are linked; empty: compile them")
 
 function(fastattn_simd_target name)
   if(FASTATTN_ONLY_TARGETS AND NOT name IN_LIST FASTATTN_ONLY_TARGETS)
+    return()
+  endif()
+  set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
+  if(FASTATTN_KERNELS_FROM)
+    foreach(source IN LISTS FASTATTN_KERNEL_SOURCES)
+      get_filename_component(file ${source} NAME)
+      list(APPEND objects ${FASTATTN_KERNELS_FROM}/CMakeFiles/fastattn_kernels_${name}.dir/csrc/kernels/${file}.o)
+    endforeach()
+    add_library(fastattn_kernels_${name} OBJECT IMPORTED)
+    set_property(TARGET fastattn_kernels_${name} PROPERTY IMPORTED_OBJECTS ${objects})
     return()
   endif()
   add_library(fastattn_kernels_${name} OBJECT ${FASTATTN_KERNEL_SOURCES})
@@ -19,7 +30,6 @@ function(fastattn_simd_target name)
   target_include_directories(fastattn_kernels_${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
   set_target_properties(fastattn_kernels_${name} PROPERTIES
     POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
-  set_property(GLOBAL APPEND PROPERTY FASTATTN_TARGETS ${name})
 endfunction()
 
 # A target with extensions of Arm, if the compiler has the intrinsic that `value` uses. GCC and clang take extensions

@@ -1,11 +1,13 @@
 # Cross-compiles with clang from the package `ziglang` of PyPI, which brings the headers and libraries of every libc
 # (tools/wheels.py). FASTATTN_ZIG is its program `zig`; FASTATTN_ZIG_TARGET is, for example, x86_64-linux-gnu.2.17.
-# CMake's checks compile and do not link. To link one, zig first compiles the libraries of the platform, and once more for
-# each option such as -flto: minutes for nothing.
+# CMake's checks compile and do not link: to link a program, zig first compiles the libraries of the platform, for minutes.
+# CMake also finds out the compiler without linking if CMAKE_CXX_COMPILER_TARGET is set.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FASTATTN_ZIG FASTATTN_ZIG_TARGET)
 set(CMAKE_SYSTEM_NAME Linux)
 string(REGEX MATCH "^[a-z0-9_]+" CMAKE_SYSTEM_PROCESSOR "${FASTATTN_ZIG_TARGET}")
-set(CMAKE_CXX_COMPILER "${FASTATTN_ZIG}" c++ -target ${FASTATTN_ZIG_TARGET})
+set(CMAKE_CXX_COMPILER "${FASTATTN_ZIG}" c++)
+set(CMAKE_CXX_COMPILER_TARGET "${FASTATTN_ZIG_TARGET}")
+# Without -g0, zig writes debug information. That takes a quarter of the time, and the linker removes it.
 # clang lacks a warning that csrc/simd/vec_avx512.h turns off for gcc.
-set(CMAKE_CXX_FLAGS_INIT -Wno-unknown-warning-option)
+set(CMAKE_CXX_FLAGS_INIT "-g0 -Wno-unknown-warning-option")

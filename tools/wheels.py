@@ -3,9 +3,9 @@
     python tools/wheels.py                                  # all of them, into dist/
     python tools/wheels.py --python 3.12 --platform manylinux-x86_64 --dist /tmp/wheels
 
-Each platform compiles the engine and the kernels once; the modules of all Pythons link the same objects. The headers of
-a Python come from --headers 3.12=FOLDER, from an installed python3.12 (from PATH or pyenv), or from Debian's package
-libpython3.12-dev. They may be those of another CPU or libc (docs/releasing.md).
+Each platform compiles the engine once, and each CPU the kernels; the modules of all Pythons link the same objects. The
+headers of a Python come from --headers 3.12=FOLDER, from an installed python3.12 (from PATH or pyenv), or from Debian's
+package libpython3.12-dev. They may be those of another CPU or libc (docs/releasing.md).
 """
 
 from __future__ import annotations
@@ -155,8 +155,12 @@ def pure_wheel() -> Path:
     return content
 
 
-def build_modules(platform: Platform, folders: dict[str, Path], version: str) -> Path:
-    """Compile one module per Python. Return the build folder, which has them as cp312/_core.so."""
+def build_modules(platform: Platform, folders: dict[str, Path], version: str, kernels: Path | None) -> Path:
+    """Compile one module per Python. Return the build folder, which has them as cp312/_core.so.
+
+    `kernels` is the build folder of the same CPU and another libc, whose kernels are linked. They do not use a libc, and
+    the compiler makes the same objects for both.
+    """
     import pybind11
     import ziglang
 
@@ -167,6 +171,7 @@ def build_modules(platform: Platform, folders: dict[str, Path], version: str) ->
         "FASTATTN_ZIG": Path(ziglang.__file__).parent / "zig",
         "FASTATTN_ZIG_TARGET": platform.zig_target,
         "FASTATTN_CUDA": "OFF",
+        "FASTATTN_KERNELS_FROM": kernels or "",
         "FASTATTN_WHEEL_HEADERS": ";".join(f"{cp(python)}={folder}" for python, folder in folders.items()),
         "SKBUILD_PROJECT_VERSION": version,
         "pybind11_DIR": pybind11.get_cmake_dir(),
@@ -175,7 +180,7 @@ def build_modules(platform: Platform, folders: dict[str, Path], version: str) ->
     done = subprocess.run(["cmake", "--build", str(build)])
     if done.returncode != 0:
         sys.exit(f"{build}: the compiler failed")
-    print(run(sys.executable, ROOT / "tools/check_weak_symbols.py", build), end="")
+    print(run(sys.executable, ROOT / "tools/check_weak_symbols.py", kernels or build), end="")
     return build
 
 
@@ -241,9 +246,12 @@ def main() -> None:
     content = pure_wheel()
     version = content.name.partition("-")[2]
     args.dist.mkdir(parents=True, exist_ok=True)
+    kernels: dict[str, Path] = {}  # the first build folder of each CPU
     for name in args.platform:
         start = time.monotonic()
-        build = build_modules(PLATFORMS[name], folders, version)
+        cpu = name.partition("-")[2]
+        build = build_modules(PLATFORMS[name], folders, version, kernels.get(cpu))
+        kernels.setdefault(cpu, build)
         for python in args.python:
             pack(content, build / cp(python) / "_core.so", python, PLATFORMS[name], args.dist)
         print(f"{name}: {len(args.python)} wheels in {time.monotonic() - start:.0f} s", flush=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.reference.package import MYPY_ENVIRONMENT, SOURCES
+from tests.reference.package import SOURCES
+from tests.reference.type_checker import check
 
 pytest.importorskip("mypy", reason="mypy is in the extra test")
 
@@ -129,18 +128,6 @@ UNKNOWN = [
     "import fastattn as fa\nfa.SentenceTransformer('folder').encod('a')",
     "from fastattn import *\nAutoModelX",
 ]
-
-
-def check(folder: Path, code: str) -> list[str]:
-    """Return mypy's lines for a module that uses fastattn."""
-    (folder / "sample.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", folder.parent / "cache"]
-    done = subprocess.run(
-        [*command, "--no-error-summary", "sample.py"], cwd=folder, env=MYPY_ENVIRONMENT, capture_output=True, text=True,
-        timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode in (0, 1), done.stdout + done.stderr
-    return done.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.reference.package import MYPY_ENVIRONMENT
+from tests.reference.type_checker import check
 
 SAMPLE = """
 from collections.abc import Mapping
@@ -55,22 +53,9 @@ WRONG = [
 ]
 
 
-def check(tmp_path: Path, text: str) -> str:
-    (tmp_path / "sample.py").write_text(text)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--follow-imports", "silent",
-            "--cache-dir", str(tmp_path / "cache"), "sample.py",
-        ],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-        env=MYPY_ENVIRONMENT,
-    )  # fmt: skip
-    return done.stdout
-
-
 def test_results_have_types(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     found = check(tmp_path, SAMPLE + "\n".join(WRONG) + "\n")
     first = SAMPLE.count("\n") + 1
-    lines = {int(line.split(":")[1]) - first for line in found.splitlines() if "error:" in line}
+    lines = {int(line.split(":")[1]) - first for line in found if line.startswith("sample.py:") and "error:" in line}
     assert sorted(lines) == list(range(len(WRONG))), found
