@@ -444,9 +444,9 @@ def test_streamer_gets_every_token_once(lm: CausalLM, eager: None) -> None:
 
 def test_without_the_test_policy_results_are_the_same(lm: CausalLM) -> None:
     """The real decisions depend on time; whatever they are, the output is the same."""
-    prompts = [ids * 3 for ids in RAGGED]
-    for options in OPTIONS:
-        expected = run(lm, prompts, **options, max_new_tokens=100)
+    prompts = [ids * 3 for ids in RAGGED[:5]]
+    for options in OPTIONS[::3]:
+        expected = run(lm, prompts, **options, max_new_tokens=60)
         for kind in (LOOKUP, {"assistant_model": "int4"}, {"assistant_model": lm}):
-            assert_same(run(lm, prompts, **options, **kind, max_new_tokens=100), expected)
+            assert_same(run(lm, prompts, **options, **kind, max_new_tokens=60), expected)
     assert_free(lm)
