@@ -89,7 +89,7 @@ def test_what_the_arguments_mean() -> None:
         ({"response_format": "json"}, DTypeError, "response_format: expected a mapping such as"),
         ({"response_format": {}}, DTypeError, "response_format: type: expected one of 'text', 'json_object'"),
         ({"response_format": {"type": "xml"}}, InputError, "response_format: type: expected one of"),
-        ({"response_format": {"type": "json_object", "shema": {}}}, InputError, "unknown keyword 'shema'"),
+        ({"response_format": {"type": "json_object", "form": {}}}, InputError, "unknown keyword 'form'"),
         ({"response_format": {"type": "json_schema"}}, DTypeError, "json_schema: expected a mapping with"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, InputError, 'expected "schema", got none'),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.calls import CausalLMCallArgs, Inputs, OneInput, OtherArgs
+from fastattn.api.loading import load_model
 from fastattn.api.model import Model
-from fastattn.api.reload import Origin, Shared
+from fastattn.api.reload import Origin, Shared, check_same_files
 from fastattn.checks import check_count
 from fastattn.errors import InputError
 from fastattn.generation import generate as generation
@@ -48,6 +50,7 @@ class CausalLM(Model):
     ) -> None:
         super().__init__(directory, built, executor, origin=origin, shared=shared)
         self._engines: dict[int, Engine] = {}  # one, from the first call on
+        self._copies: dict[str, CausalLM] = {}  # in other dtypes, which propose tokens
 
     @overload
     def __call__(
@@ -148,6 +151,41 @@ class CausalLM(Model):
         super().close()
         for engine in self._engines.values():
             engine.close()
+        for copy in list(self._copies.values()):
+            copy.close()
+
+    def copy_in(self, dtype: str) -> CausalLM:
+        """Return the model with weights of another dtype, from the same files: `assistant_model` names it.
+
+        It is loaded at the first use and closed with the model. Raises InputError, ConfigError for a quantized
+        checkpoint, ModelFormatError if the files have changed since the model was loaded.
+        """
+        copy = self._copies.get(dtype)
+        if copy is None:  # no lock, as in Model: of two threads, the first one's copy is used
+            loaded = self._load_in(dtype)
+            copy = self._copies.setdefault(dtype, loaded)
+            if copy is not loaded:
+                loaded.close()
+        return copy
+
+    def _load_in(self, dtype: str) -> CausalLM:
+        origin = self._origin
+        if origin is None:
+            raise InputError(
+                f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder"
+            )
+        if dtype == self.dtype:
+            raise InputError(f"assistant_model: expected a dtype other than the model's own, got {dtype!r}")
+        options = replace(origin.options, dtype=dtype, kv_dtype=None, head_dtype=None)
+        built, executor, found = load_model(origin.directory, self._built.task, options, origin.name)
+        try:
+            check_same_files(origin, found)
+        except BaseException:
+            executor.close()
+            raise
+        copy = CausalLM(self._directory, built, executor, origin=found)
+        self.engine.assistants.add(executor)
+        return copy
 
     @property
     def pad_token_id(self) -> int | None:

@@ -137,6 +137,13 @@ def check_unchanged(recipe: Recipe, origin: Origin) -> None:
     origin.digests = dict(recipe.digests)
 
 
+def check_same_files(origin: Origin, other: Origin) -> None:
+    """Check that two models were loaded from the same files. Raises ModelFormatError."""
+    for name, stamp in origin.stamps.items():
+        if not _is_same(stamp, other.stamps.get(name)):
+            raise changed(origin.directory / name, "the model was loaded", advice=_ADVICE)
+
+
 def _digest_of(origin: Origin, name: str) -> str:
     """Return the digest of a file that has not changed since it was loaded. Raises ModelFormatError if it has.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fastattn.cli.commands import check_top_logprobs, json_line
+from fastattn.cli.commands import check_top_logprobs, json_line, load_assistant
 from fastattn.cli.flags import given_options
 from fastattn.cli.grammars import read_grammars
 from fastattn.cli.streams import emit
@@ -24,12 +24,13 @@ def chat(args: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {**given_options(GenerationOptions, args), "do_sample": True, "use_model_defaults": False}
     options |= read_grammars(options)
-    checked = read_options(options, "chat")
+    checked = read_options({**options, "assistant_model": None}, "chat")
     check_top_logprobs(checked, args)
     n_top = checked.top_logprobs
     texts = stream_texts(args.prompt, args.file, skip_blank=True)
     messages: list[dict[str, str]] = [] if args.system is None else [{"role": "system", "content": args.system}]
     model = AutoModelForCausalLM.from_pretrained(args.model, **given_options(LoadOptions, args))
+    options["assistant_model"] = load_assistant(args)
     tokenizer, context = need_tokenizer(model, "chat"), model.executor.program.max_positions
     for text in texts.texts:
         messages.append({"role": "user", "content": text.text})

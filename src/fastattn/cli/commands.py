@@ -30,10 +30,11 @@ from fastattn.cli.streams import emit, say
 from fastattn.cli.texts import Text, TextStream, read_texts, stream_texts
 from fastattn.cli.vectors import VectorFile
 from fastattn.errors import ContextLengthError, FastattnError, InputError
+from fastattn.formats import PACKED_DTYPES
 from fastattn.generation.generate import complete, make_requests, need_tokenizer, stream
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
-from fastattn.generation.results import best_requests
+from fastattn.generation.results import best_requests, speculation_stats
 from fastattn.tasks.completion import Tokens, chat_logprobs
 from fastattn.tasks.progress import on_terminal
 
@@ -93,35 +94,38 @@ def generate(args: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {"do_sample": True, **given_options(GenerationOptions, args), "use_model_defaults": False}
     options |= read_grammars(options)
-    checked = read_options(options, "generate")
+    checked = read_options({**options, "assistant_model": None}, "generate")
     check_top_logprobs(checked, args)
     prompts = read_texts(args.prompt, args.file, whole_stdin=True, skip_blank=args.skip_blank)
     model = AutoModelForCausalLM.from_pretrained(_model(args, "text-generation"), **_loading(args))
+    if args.assistant_model is not None:
+        options["assistant_model"] = load_assistant(args)
+        checked = read_options(options, "generate")
     tokenizer = need_tokenizer(model, "generate")
     ids = [encode_prompt(tokenizer, prompt.text, prompt.where) for prompt in prompts]
     _check_lengths(prompts, ids, args, model.executor.program.max_positions)
     begin = time.perf_counter()
     if args.stream and not args.json and checked.n_requests == checked.num_beams == 1:
-        n_new = _stream(model, prompts, options)
+        n_new, stats = _stream(model, prompts, options)
     else:
-        n_new = 0
         names = [prompt.where for prompt in prompts]
         requests = make_requests(model, ids, checked, names=names, tokenizer=tokenizer)
         complete(model, requests, checked, logprobs=checked.top_logprobs > 0)
-        n_new = sum(request.new_len for request in requests)
+        n_new, stats = sum(request.new_len for request in requests), speculation_stats(requests)
         for i, request in enumerate(best_requests(requests)):
             prompt = prompts[i // checked.num_return_sequences]
             text = "" if request.text is None else request.text.text
             if args.json:
                 answer: dict[str, Any] = {"prompt": prompt.text, "text": text, "finish_reason": request.finish_reason}
-                answer |= {"seed": _exact(request.seed), "n_tokens": request.new_len}
+                answer |= {"seed": _exact(request.seed), "n_tokens": request.new_len, **speculation_stats([request])}
                 if checked.top_logprobs:
                     answer |= chat_logprobs(tokenizer, Tokens.of(request), checked.top_logprobs, name="logprobs")
                 emit(json_line(answer))
             else:
                 emit(f"{_BETWEEN if i else ''}{prompt.text}{text}")
     seconds = time.perf_counter() - begin
-    say(f"{n_new} tokens in {seconds:.2f} s, {n_new / max(seconds, 1e-9):.1f} tokens/s")
+    drawn = ", {n_accepted_tokens} of {n_proposed_tokens} proposed tokens accepted".format(**stats) if stats else ""
+    say(f"{n_new} tokens in {seconds:.2f} s, {n_new / max(seconds, 1e-9):.1f} tokens/s{drawn}")
     return 0
 
 
@@ -131,6 +135,15 @@ def check_top_logprobs(options: GenerationOptions, args: argparse.Namespace) -> 
         raise InputError(
             f"--top-logprobs: expected --json, which prints log-probabilities, with {options.top_logprobs}"
         )
+
+
+def load_assistant(args: argparse.Namespace) -> Any:
+    """Return the value of --assistant-model: the dtype of a copy, or the model in a folder, loaded."""
+    from fastattn.api.auto import AutoModelForCausalLM
+
+    if args.assistant_model is None or args.assistant_model in PACKED_DTYPES:
+        return args.assistant_model
+    return AutoModelForCausalLM.from_pretrained(args.assistant_model, device=args.device, threads=args.threads)
 
 
 def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argparse.Namespace, context: int) -> None:
@@ -148,9 +161,9 @@ def _check_lengths(prompts: list[Text], ids: list[NDArray[np.int32]], args: argp
             )
 
 
-def _stream(model: CausalLM, prompts: list[Text], options: Mapping[str, Any]) -> int:
-    """Print texts as they are generated, one prompt at a time; return the number of new tokens."""
-    n_new = 0
+def _stream(model: CausalLM, prompts: list[Text], options: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
+    """Print texts as they are generated, one prompt at a time; return the number of new tokens, and all stats."""
+    n_new, stats = 0, dict[str, int]()
     seeds = read_options(options, "generate").seeds(len(prompts))
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         with stream(model, prompt.text, **{**options, "seed": seed}) as pieces:
@@ -161,7 +174,8 @@ def _stream(model: CausalLM, prompts: list[Text], options: Mapping[str, Any]) ->
             finally:
                 emit(flush=True)  # also before an error message
             n_new += pieces.n_new_tokens
-    return n_new
+            stats = {name: stats.get(name, 0) + n for name, n in pieces.stats.items()}
+    return n_new, stats
 
 
 def classify(args: argparse.Namespace) -> int:

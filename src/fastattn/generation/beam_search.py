@@ -53,6 +53,7 @@ class Beam:
     fed: int = 0
     forked: int = -1  # the length at which the cache became a copy of another one, with shared pages
     base: int = 0  # the cache begins with the first id
+    proposed: Sequence[int] = ()
 
     @property
     def left(self) -> int:

@@ -17,12 +17,14 @@ SHORT_TOKENS = 128  # a call of at most this many tokens overtakes longer calls
 class Draw(NamedTuple):
     """A token drawn by a step, and the text that it completes (if the request has a TextState).
 
-    token_id is None if the request ended without a token: at its deadline, or with its beam search.
+    token_id is None if the request ended without a token: at its deadline, or with its beam search. ends: whether it is
+    the last of its request.
     """
 
     request: Request
     token_id: int | None
     piece: str
+    ends: bool
 
 
 class Failure(NamedTuple):
@@ -104,11 +106,10 @@ class Call:
 
     def put(self, draw: Draw) -> None:
         """Give a draw to the caller, and wake it if it takes it."""
-        ends = draw.request.finish_reason is not None
-        if self.every_token or ends:
+        if self.every_token or draw.ends:
             if draw is not self.last and (not self.ready or self.ready[-1] is not draw):  # else it has it already
                 self.ready.append(draw)
-            if ends:
+            if draw.ends:
                 self._ended.add(id(draw.request))
             self.ring()
 
@@ -120,7 +121,10 @@ class Call:
                 _leaked.append(request.search.leak())
             if request.finish_reason is None:
                 _leaked.append(request.cache)
+                if request.speculation is not None:
+                    _leaked.append(request.speculation.source.forget())
                 request.cache, request.node, request.fed, request.awaited = None, None, 0, False
+                request.proposed = ()
         self.wait_again()
         self.running = 0
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
+from weakref import WeakSet
 
 from fastattn.errors import FastattnError, InputError
 from fastattn.generation.call import Call, Draw, Failure
@@ -45,6 +46,8 @@ class Engine:
 
     def __init__(self, executor: Executor, *, kv_bytes: int | None = None, idle_bytes: int = IDLE_BYTES) -> None:
         self._executor, self._kv_bytes, self._idle_bytes = executor, kv_bytes, idle_bytes
+        # Executors of draft models whose vocabulary was compared with that of this one.
+        self.assistants: WeakSet[Executor] = WeakSet()
         self._processes: dict[int, _Process] = {}
         self.grammars = Grammars()
 

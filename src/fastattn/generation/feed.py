@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -21,6 +21,8 @@ from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
 
 Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
+Result: TypeAlias = tuple[int, float | None] | Logits | Exception  # a token and its log-probability; see `draw_each`
+DrawRow: TypeAlias = Callable[[int, Request], Result]
 
 
 class Drawing(DrawnTokens, Protocol):
@@ -31,31 +33,34 @@ class Drawing(DrawnTokens, Protocol):
 
 
 def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
-    """Return a step that feeds each request, or anything with ids, fed and cache, its next `count` ids.
+    """Return a step that feeds each request, or anything with ids, fed, proposed and cache, its next `count` ids.
 
-    The last row of a request is wanted if no ids of it remain.
+    If no ids of a request remain, its proposed tokens follow. The rows of them and of the last id are wanted.
     """
-    counts = [count for _, count in chunks]
-    whole = [count == request.left for request, count in chunks]
-    ends = np.cumsum([0, *counts]).astype(np.int32)
+    fed = [[*r.ids[r.base + r.fed : r.base + r.fed + n], *r.proposed] for r, n in chunks]
+    ends = np.cumsum([0, *map(len, fed)])
+    whole = [(int(end), r) for end, (r, n) in zip(ends[1:], chunks, strict=True) if n == r.left]
     return Step(
-        token_ids=np.array([i for r, n in chunks for i in r.ids[r.base + r.fed : r.base + r.fed + n]], np.int32),
-        cu_seqlens=ends,
-        positions=np.array([i for r, n in chunks for i in range(r.fed, r.fed + n)], np.int32),
-        wanted=(ends[1:] - 1)[whole].astype(np.int32),
+        token_ids=np.array([i for ids in fed for i in ids], np.int32),
+        cu_seqlens=ends.astype(np.int32),
+        positions=np.array(
+            [r.fed + i for (r, _), ids in zip(chunks, fed, strict=True) for i in range(len(ids))], np.int32
+        ),
+        wanted=np.array([i for end, r in whole for i in range(end - 1 - len(r.proposed), end)], np.int32),
         caches=tuple(request.cache for request, _ in chunks),
     )
 
 
 def sampling_of(requests: Sequence[Request]) -> Sampling:
-    """Return how to draw the next token of each request, by its own options.
+    """Return how to draw the next token of each request, by its own options, and those after its proposed tokens.
 
     Requests that must not end yet have the same `eos_ids` (see `same_suppressed`).
     """
-    params = np.zeros(len(requests), SAMPLE_PARAMS)
+    rows = [(request, n) for request in requests for n in range(1 + len(request.proposed))]
+    params = np.zeros(len(rows), SAMPLE_PARAMS)
     histories: list[list[int]] = []
     suppressed: frozenset[int] = frozenset()
-    for i, request in enumerate(requests):
+    for i, (request, n_proposed) in enumerate(rows):
         options = request.options
         params[i] = (
             options.temperature,
@@ -65,14 +70,14 @@ def sampling_of(requests: Sequence[Request]) -> Sampling:
             options.top_k,
             not options.greedy,
             request.seed,
-            len(request.ids),
+            len(request.ids) + n_proposed,
         )
-        histories.append(request.ids if options.repetition_penalty != 1 else [])
+        histories.append([*request.ids, *request.proposed[:n_proposed]] if options.repetition_penalty != 1 else [])
         if request.new_len < request.min_new_tokens:
             suppressed = request.eos_ids
     suppress = None
     if suppressed:
-        suppress = np.array([max(0, r.min_new_tokens - r.new_len) if r.eos_ids else 0 for r in requests], np.int64)
+        suppress = np.array([max(0, r.min_new_tokens - r.new_len - n) if r.eos_ids else 0 for r, n in rows], np.int64)
     return Sampling(
         params=params,
         history=np.array([i for ids in histories for i in ids], np.int32),
@@ -88,36 +93,31 @@ def same_suppressed(requests: Sequence[Request]) -> bool:
     return len({r.eos_ids for r in requests if r.eos_ids and r.new_len < r.min_new_tokens}) <= 1
 
 
-def draw_each(
-    executor: Executor, step: Step, requests: Sequence[Request]
-) -> list[tuple[int, float] | Logits | Exception]:
-    """Run a step and draw the next token of each request from the logits: its id and log-probability, or an error.
+def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> DrawRow:
+    """Run a step, and return a function that draws the token of a wanted row from the logits.
 
-    A beam search gets its logits. Unlike `DrawingExecutor.draw`, an error of a row, such as of a function of the user,
-    affects only its own request.
+    The function takes the row and its request, after all tokens before that of the row were added to it. For a beam
+    search it returns the logits of its rows, from this one on. Unlike `DrawingExecutor.draw`, an error of a row, such
+    as of a function of the user, affects only its own request.
     """
     for request in requests:
         if request.mask is not None:
             request.mask.start(request)
     logits = cast("Logits", executor.run(step, ["logits"])["logits"])
-    results: list[tuple[int, float] | Logits | Exception] = []
-    end = 0
-    for request in requests:
-        rows = logits[end : (end := end + request.n_rows)]
+
+    def draw(row: int, request: Request) -> Result:
         if request.search is not None:
-            results.append(rows)
-            continue
-        draw = _draw_processed if request.needs_numpy else _draw_plain
+            return logits[row : row + request.n_rows]
+        draw_one = _draw_processed if request.needs_numpy else _draw_plain
         try:
-            results.append(draw(rows, request))
+            return draw_one(logits[row : row + 1], request)
         except NonFiniteError as error:
-            row = str(request.index)
-            results.append(
-                NonFiniteError(str(error).replace("logits[0]", f"logits[{row}]").replace("row 0", f"row {row}"))
-            )
+            index = str(request.index)
+            return NonFiniteError(str(error).replace("logits[0]", f"logits[{index}]").replace("row 0", f"row {index}"))
         except Exception as error:
-            results.append(error)
-    return results
+            return error
+
+    return draw
 
 
 def _draw_plain(logits: Logits, request: Request) -> tuple[int, float]:

@@ -33,6 +33,7 @@ from fastattn.generation.prompts import (
 )
 from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests, output_of
+from fastattn.generation.speculation import speculation_of
 from fastattn.generation.stopping import TextState
 from fastattn.generation.structured import Masks
 from fastattn.generation.text_stream import TextStream
@@ -271,7 +272,7 @@ def completed(
         for draw in draws:
             if feed is not None and draw.token_id is not None:
                 feed.push(draw.token_id)
-            if draw.request.finish_reason is not None:
+            if draw.ends:
                 yield draw.request
     if feed is not None:
         feed.end()
@@ -374,7 +375,8 @@ def make_requests(
             text = None if tokenizer is None else TextState(tokenizer, options.stops(), prompt=start, **decoding)
             request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
             request.index, request.deadline = first_index + len(requests), deadline
-            request.join(siblings, processors, None if masks is None else masks.after(start))
+            mask = None if masks is None else masks.after(start)
+            request.join(siblings, processors, mask, speculation_of(model, options))
             if slides:
                 request.context = context
                 request.slide()

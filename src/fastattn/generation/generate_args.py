@@ -44,6 +44,10 @@ class GenerationArgs(TypedDict, total=False):
     max_time: float | None
     overflow: Literal["error", "slide"] | None
     priority: int | None
+    prompt_lookup_num_tokens: int | None
+    max_matching_ngram_size: int | None
+    assistant_model: Any
+    num_assistant_tokens: int | None
     nan: Literal["raise", "finite", "propagate"] | None
     epsilon_cutoff: float | None
     eta_cutoff: float | None

@@ -9,7 +9,7 @@ from fastattn.checks import Neutral, check_flag
 _OF_BEAMS = "use prefix_allowed_tokens_fn, or filter several beams yourself"
 _LIMITED = "use logits_processor, with a function of your own"
 _CALL = "call the model with the ids that generate returned"
-_NO_DRAFTS = "there is no assisted generation; leave it out"
+_DRAFTS = "speculation has prompt_lookup_num_tokens, assistant_model and num_assistant_tokens"
 _NO_CACHES = "generate creates its own cache; pass the whole prompt"
 _CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window")
 
@@ -22,12 +22,11 @@ KEYWORDS: Mapping[str, Neutral] = {
     "trust_remote_code": Neutral((False,), "no code of a checkpoint is run"),
     "use_cache": Neutral(check=check_flag),
     "use_model_defaults": Neutral(check=check_flag),
-    "assistant_confidence_threshold": Neutral((0.4,), _NO_DRAFTS),
-    "assistant_early_exit": Neutral((), _NO_DRAFTS),
-    "assistant_ensemble_weight": Neutral((), _NO_DRAFTS),
-    "assistant_lookbehind": Neutral((10,), _NO_DRAFTS),
-    "assistant_model": Neutral((), _NO_DRAFTS),
-    "assistant_tokenizer": Neutral((), _NO_DRAFTS),
+    "assistant_confidence_threshold": Neutral((0.4,), _DRAFTS),
+    "assistant_early_exit": Neutral((), _DRAFTS),
+    "assistant_ensemble_weight": Neutral((), _DRAFTS),
+    "assistant_lookbehind": Neutral((10,), _DRAFTS),
+    "assistant_tokenizer": Neutral((), _DRAFTS),
     "cache": Neutral((), _NO_CACHES),
     "cache_config": Neutral((), "load the model with kv_dtype= for smaller keys and values"),
     "cache_implementation": Neutral(_CACHES, "load the model with kv_dtype= for smaller keys and values"),
@@ -46,26 +45,23 @@ KEYWORDS: Mapping[str, Neutral] = {
     "labels": Neutral((), "no loss is computed; leave it out"),
     "logits_to_keep": Neutral((0, 1), "generate computes the logits that it draws from"),
     "max_cache_len": Neutral((), "the cache grows as needed; leave it out"),
-    "max_matching_ngram_size": Neutral((), _NO_DRAFTS),
     "negative_prompt_attention_mask": Neutral((), _LIMITED),
     "negative_prompt_ids": Neutral((), _LIMITED),
-    "num_assistant_tokens": Neutral((20,), _NO_DRAFTS),
-    "num_assistant_tokens_schedule": Neutral(("constant",), _NO_DRAFTS),
+    "num_assistant_tokens_schedule": Neutral(("constant",), _DRAFTS),
     "output_attentions": Neutral((False,), _CALL),
     "output_hidden_states": Neutral((False,), _CALL),
     "past_key_values": Neutral((), _NO_CACHES),
     "penalty_alpha": Neutral((0,), _LIMITED),
     "position_ids": Neutral((), "positions count the tokens of each sequence; mark padding with attention_mask"),
     "prefill_chunk_size": Neutral((), "long prompts are always processed in chunks; leave it out"),
-    "prompt_lookup_num_tokens": Neutral((), _NO_DRAFTS),
     "remove_invalid_values": Neutral((False,), 'use nan="finite"'),
     "return_legacy_cache": Neutral((False,), _NO_CACHES),
-    "speculation_type": Neutral((), _NO_DRAFTS),
+    "speculation_type": Neutral((), _DRAFTS),
     "synced_gpus": Neutral((False,), "a model runs on one device"),
-    "target_lookbehind": Neutral((10,), _NO_DRAFTS),
+    "target_lookbehind": Neutral((10,), _DRAFTS),
     "token_healing": Neutral((False,), "leave it out"),
     "token_type_ids": Neutral((), "generate takes no token types; pass only input_ids and attention_mask"),
-    "use_mtp": Neutral((False,), _NO_DRAFTS),
+    "use_mtp": Neutral((False,), _DRAFTS),
     "watermarking_config": Neutral((), _LIMITED),
     # Names in other libraries.
     "greedy": Neutral((), "use do_sample=False"),

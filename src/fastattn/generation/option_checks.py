@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from fastattn.checks import check_choice, check_count, check_flag, check_number, quote
 from fastattn.errors import DTypeError, InputError
+from fastattn.formats import PACKED_DTYPES
 from fastattn.models.sequences import MAX_SEQUENCES
 from fastattn.options import INT32_MAX, Count, Text
 
@@ -143,6 +144,22 @@ def check_allowed(name: str, value: Any, vocab: int) -> list[int]:
     if not items:
         raise InputError(f"{name}: expected it to return at least one id, got none")
     return [check_count(name, item, high=vocab - 1) for item in items]
+
+
+def check_assistant(name: str, value: Any) -> Any:
+    """Return a language model, or the dtype of a copy. Raises DTypeError, InputError."""
+    if isinstance(value, str):
+        if value not in PACKED_DTYPES:
+            raise InputError(
+                f"{name}: expected a model from AutoModelForCausalLM.from_pretrained, or one of "
+                f"{', '.join(PACKED_DTYPES)} for a copy of the model, got {quote(value)}"
+            )
+        return value
+    if not all(hasattr(value, attribute) for attribute in ("engine", "executor", "tokenizer")):
+        raise DTypeError(
+            f"{name}: expected a model from AutoModelForCausalLM.from_pretrained, got {type(value).__name__}"
+        )
+    return value
 
 
 def _word(name: str, ids: Any) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from fastattn.generation.keywords import with_generation_config
 from fastattn.generation.option_checks import (
     SEED,
     STOP,
+    check_assistant,
     check_decay,
     check_early_stopping,
     check_eos,
@@ -31,8 +32,9 @@ from fastattn.generation.option_checks import (
     check_stops,
     check_words,
 )
+from fastattn.generation.option_rules import CONSTRAINTS, check_beams, check_constraint, check_speculation
 from fastattn.generation.structured_checks import CHOICE, GRAMMAR, check_choices, check_json_schema
-from fastattn.options import Choice, Count, Each, Flag, Named, Number, Pair, option, options_of
+from fastattn.options import Choice, Count, Each, Flag, Named, Number, Pair, Text, option, options_of
 
 DEFAULT_NEW_TOKENS = 20
 RANDOM_SEED_BITS = 53
@@ -40,8 +42,8 @@ GREEDY_BELOW = 1e-6  # lower temperatures are greedy: the scaled logits would ov
 NanPolicy: TypeAlias = Literal["raise", "finite", "propagate"]
 NAN_POLICIES = ("raise", "finite", "propagate")
 MAX_TOP_LOGPROBS = 1000
-CONSTRAINTS = ("regex", "json_schema", "choices", "grammar")  # a text has at most one of them
 _A_FUNCTION = "a command line has no functions"
+MAX_AHEAD = 64  # proposed tokens per step
 _TINY = 1e-6  # instead of 0, where 0 would leave nothing
 
 
@@ -95,6 +97,13 @@ class GenerationOptions:
     overflow: what happens when prompt and new tokens exceed the context. "error" rejects the prompt. "slide" continues:
         when the context is full, the text without its first half of a context is read again, as a text of its own.
     max_time: seconds after which a text ends with the tokens that it has; finish reason "time". None: no limit.
+    prompt_lookup_num_tokens: propose up to this many tokens that followed the last ones where they occurred before in
+        the text. A step verifies several of them at once, so that a text that repeats is faster. The output does not
+        change; see docs/how-to/generate.md. None is off. max_matching_ngram_size: the most last tokens that are
+        compared; None is 2.
+    assistant_model: a smaller model with the same vocabulary that proposes tokens, or "int4", "int8" or "bfloat16": a
+        copy of the model itself in this dtype, loaded at the first use. num_assistant_tokens: the most proposed tokens
+        per step; None is 8.
     priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True or as
         many beams.
@@ -306,6 +315,35 @@ class GenerationOptions:
         flag=Flag(default="error", help="slide: go on when the context is full, with its last part (default: error)"),
     )
     priority: int = option(0, Count(low=-1000, high=1000), no_flag="a command makes one call at a time")
+    prompt_lookup_num_tokens: int | None = option(
+        None,
+        Count(1, MAX_AHEAD),
+        flag=Flag(
+            names=("--prompt-lookup",),
+            metavar="N",
+            help="verify up to N tokens at a time that occurred before in the text; the output is the same",
+        ),
+    )
+    max_matching_ngram_size: int | None = option(
+        None,
+        Count(1, 64),
+        flag=Flag(metavar="N", help="--prompt-lookup looks for up to N equal tokens (default: 2)"),
+    )
+    assistant_model: Any = option(  # noqa: RUF009 (a field, as the others)
+        None,
+        check_assistant,
+        flag=Flag(
+            values=Text(1, 4096),
+            metavar="DIR",
+            help="folder of a smaller model that proposes tokens, or int4, int8 or bfloat16: a copy of the model in "
+            "this dtype; the output is the same",
+        ),
+    )
+    num_assistant_tokens: int | None = option(
+        None,
+        Count(1, MAX_AHEAD),
+        flag=Flag(metavar="N", help="--assistant-model proposes up to N tokens at a time (default: 8)"),
+    )
 
     def __post_init__(self) -> None:
         for name, entry in OPTIONS.items():
@@ -322,9 +360,10 @@ class GenerationOptions:
             raise InputError(f"overflow: expected 'error' with truncate={self.truncate!r}, got 'slide'")
         if self.overflow == "slide" and self.num_beams > 1:
             raise InputError("overflow: expected 'error' with num_beams, got 'slide'")
-        self._check_constraint()
+        check_constraint(self)
+        check_speculation(self)
         if self.num_beams > 1 or self.num_beam_groups > 1 or self.diversity_penalty:
-            self._check_beams()
+            check_beams(self)
         elif self.num_return_sequences > 1 and self.greedy:
             raise InputError(
                 f"num_return_sequences: expected 1 without do_sample=True, got {self.num_return_sequences}; greedy "
@@ -337,32 +376,6 @@ class GenerationOptions:
                 raise InputError(
                     f"best_of: expected at least num_return_sequences {self.num_return_sequences}, got {self.best_of}"
                 )
-
-    def _check_constraint(self) -> None:
-        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise InputError(
-                f"{given[1]}: expected None, because {given[0]} is set, got both; a text follows one of them"
-            )
-        if given and self.num_beams > 1:
-            raise InputError(
-                f"num_beams: expected 1 with {given[0]}, got {self.num_beams}; best_of draws several texts and returns "
-                "the likeliest"
-            )
-
-    def _check_beams(self) -> None:
-        if self.num_beams % self.num_beam_groups:
-            raise InputError(
-                f"num_beam_groups: expected a divisor of num_beams {self.num_beams}, got {self.num_beam_groups}"
-            )
-        if self.num_return_sequences > self.num_beams:
-            raise InputError(
-                f"num_return_sequences: expected at most num_beams {self.num_beams}, got {self.num_return_sequences}"
-            )
-        if self.num_beam_groups > 1 and not self.greedy:
-            raise InputError("num_beam_groups: expected 1 with do_sample=True, got more; groups do not sample")
-        if self.num_beam_groups == 1 and self.diversity_penalty:
-            raise InputError("diversity_penalty: expected 0 with one group of beams, got more; set num_beam_groups")
 
     @property
     def n_requests(self) -> int:

@@ -91,11 +91,14 @@ class PagePlan:
         """Start to plan a step."""
         self._planned = 0
 
-    def reserve(self, request: Request, count: int) -> bool:
-        """Reserve the pages that `count` more tokens need; return whether there are enough."""
+    def reserve(self, request: Request, count: int, *, after: int = 0) -> bool:
+        """Reserve the pages that `count` more tokens need; return whether there are enough.
+
+        after: tokens before them whose pages are reserved already.
+        """
         if self.limit is None:
             return True
-        needed = self._growth(request, count)
+        needed = self._growth(request, after + count) - (self._growth(request, after) if after else 0)
         while needed and self._free() < needed:
             if self.tree is None or not self.tree.evict():
                 return False

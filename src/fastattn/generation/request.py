@@ -20,6 +20,7 @@ from fastattn.models.outputs import FinishReason
 if TYPE_CHECKING:
     from fastattn.generation.beam_search import Beam, BeamSearch, SearchState
     from fastattn.generation.call import Call
+    from fastattn.generation.speculation import Speculation
 
 _PLAIN = GenerationOptions()
 
@@ -87,15 +88,25 @@ class Request:
     number: int = 0
     pins: bool = False
     pinned: Sequence[Node] = ()
+    # speculation: where proposals come from, if its options ask for them. proposed: tokens that the next step verifies;
+    # it feeds them after those of `ids`.
+    speculation: Speculation | None = None
+    proposed: Sequence[int] = ()
 
     @property
     def new_len(self) -> int:
         """The number of drawn tokens."""
         return len(self.ids) - self.prompt_len
 
-    def join(self, siblings: list[Request], processors: tuple[Processor, ...], mask: Mask | None = None) -> None:
-        """Set the processors, and become one of the requests of a prompt."""
-        self.processors, self.siblings, self.mask = processors, siblings, mask
+    def join(
+        self,
+        siblings: list[Request],
+        processors: tuple[Processor, ...],
+        mask: Mask | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """Set the processors and the source of proposals, and become one of the requests of a prompt."""
+        self.processors, self.siblings, self.mask, self.speculation = processors, siblings, mask, speculation
         if mask is not None:
             self.processors = (*processors, mask)
         self.wants_logprobs = self.options.best_of is not None
@@ -196,6 +207,7 @@ class Request:
     def rewind_ids(self, length: int) -> None:
         """Return to the first `length` ids."""
         del self.ids[length:]
+        self.proposed = ()
         del self.logprobs[max(0, self.new_len) :], self.records[max(0, self.new_len) :]
         self.finish_reason = None
         self.slide()
@@ -205,7 +217,7 @@ class Request:
     def forget_pages(self) -> None:
         """Free the cache; the next step starts from the first token."""
         self.close()
-        self.node, self.fed, self.awaited = None, 0, False
+        self.node, self.fed, self.awaited, self.proposed = None, 0, False, ()
 
     def close(self) -> None:
         if self.search is not None:
@@ -213,6 +225,8 @@ class Request:
         if self.cache is not None:
             self.cache.close()
             self.cache = None
+        if self.speculation is not None:
+            self.speculation.source.close()
 
 
 def window_start(length: int, context: int) -> int:

@@ -64,5 +64,18 @@ def output_of(results: Sequence[Request], requests: Sequence[Request], seconds: 
             "n_new_tokens": n_new,
             "seconds": seconds,
             "tokens_per_second": n_new / seconds if seconds > 0 else 0.0,
+            **speculation_stats(requests),
         },
     )
+
+
+def speculation_stats(requests: Sequence[Request]) -> dict[str, int]:
+    """Return the numbers of proposed tokens, of those that were drawn, and of steps; none without speculation."""
+    found = [request.speculation for request in requests if request.speculation is not None]
+    if not found:
+        return {}
+    return {
+        "n_proposed_tokens": sum(one.n_proposed for one in found),
+        "n_accepted_tokens": sum(one.n_accepted for one in found),
+        "n_steps": sum(one.n_steps for one in found),
+    }

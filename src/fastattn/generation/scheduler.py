@@ -18,9 +18,10 @@ import numpy as np
 from fastattn.errors import NonFiniteError
 from fastattn.generation.beam_search import BeamSearch, SearchState
 from fastattn.generation.call import Call, Draw, Failure
-from fastattn.generation.feed import Logits, draw_each, same_suppressed, sampling_of, step_of
+from fastattn.generation.feed import DrawRow, Logits, draw_each, same_suppressed, sampling_of, step_of
 from fastattn.generation.page_plan import PagePlan
 from fastattn.generation.request import Request
+from fastattn.generation.speculation import Speculator, Verified
 from fastattn.graph.executor import Decoding, DrawingExecutor, Executor
 
 __all__ = ["STEP_TOKENS", "Call", "Draw", "Failure", "Request", "Scheduler"]
@@ -31,7 +32,6 @@ BESIDE_TOKENS = 64  # maximum prompt tokens per step beside other calls
 MAX_RUNNING = 128  # sequences at a time, unless one call asks for more
 LONG_SHARE = 1 / 3  # time of longer calls beside short ones, as a fraction of the time of steps only for short ones
 _ANY = 1 << 30
-_Result = tuple[int, float | None] | Logits | Exception
 
 
 class Scheduler:
@@ -59,6 +59,8 @@ class Scheduler:
         self._running: list[Request] = []  # in the order of their rank
         self._deadlines: list[Request] = []
         self._n_admitted = 0
+        self._speculator = Speculator()
+        self._speculates = False  # whether a row of the last step has a source of proposals
         # Whether the last plan had short and longer calls, and was only for the short ones. A step of all costs
         # `_long_seconds`; it is due when `_credit` has reached them.
         self._mixed = self._only_short = False
@@ -131,41 +133,30 @@ class Scheduler:
         self.results.clear()
         if self._deadlines:
             self._expire()
-        if self._loop is not None and self._loop_steps > 0 and not any(r.call.paused for r in self._rows if r.call):
+        begin = time.perf_counter()
+        if self._repeats():
             chunks = None
         else:
             chunks = self._plan()
             if not chunks:
                 return list(self.results)
+            self._speculator.propose(chunks, self._pages, self._step_tokens)
             self._set_rows(chunks)
         self._before = [request.mark() for request in self._rows]
-        begin = time.perf_counter()
-        results = self._run(chunks)
+        drawn, row = self._run(chunks), 0
+        draws: list[Draw | Failure] = []
+        verified: list[Verified] = []
+        for request in self._rows:
+            first, row = row, row + request.n_rows + len(request.proposed)
+            verified.append(self._accept(request, drawn, first, draws))
         seconds = time.perf_counter() - begin
         if self._only_short:
             self._credit += LONG_SHARE * seconds
         else:
             self._credit, self._long_seconds = 0.0, seconds
-        draws: list[Draw | Failure] = []
-        ended = False
-        for request, result in zip(self._rows, results, strict=True):
-            if isinstance(result, Exception):
-                draws.append(Failure(request, result))
-                continue
-            if isinstance(result, np.ndarray):
-                draws += _advanced(request, result)
-                ended = ended or request.finish_reason is not None
-                continue
-            token_id, logprob = result
-            if request.wants_logprobs and logprob is not None:
-                request.logprobs.append(logprob)
-            try:
-                piece = request.append(token_id, is_end=token_id in request.eos_ids)
-            except Exception as error:  # of its tokenizer
-                draws.append(Failure(request, error))
-                continue
-            draws.append(Draw(request, token_id, piece))
-            ended = ended or request.finish_reason is not None or request.slides()
+        if self._speculates and (chunks is None or sum(count for _, count in chunks) == len(self._rows)):
+            self._speculator.record(self._rows, verified, seconds)
+        ended = any(request.finish_reason is not None or request.slides() for request in self._rows)
         if ended:
             for request in self._rows:
                 if request.finish_reason is not None:
@@ -179,23 +170,69 @@ class Scheduler:
         self._before = None
         return list(self.results)
 
+    def _repeats(self) -> bool:
+        """Return whether the decode loop runs the next step."""
+        if self._loop is None or self._loop_steps < 1 or any(r.call.paused for r in self._rows if r.call):
+            return False
+        return not (self._speculates and self._speculator.has_offers(self._rows))
+
+    def _accept(self, request: Request, drawn: DrawRow, first: int, draws: list[Draw | Failure]) -> Verified:
+        """Add what the rows of a request draw to it and to `draws`, up to the first that differs from its proposal.
+
+        first: the row after the last id; those after proposed tokens follow. The cache keeps the ids that were fed.
+        """
+        proposed, request.proposed = request.proposed, ()
+        n_drawn = n_accepted = 0
+        if request.speculation is not None:
+            request.speculation.n_steps += 1
+        for i in range(1 + len(proposed)):
+            result = drawn(first + i, request)
+            if isinstance(result, Exception):
+                draws.append(Failure(request, result))
+                break
+            if isinstance(result, np.ndarray):
+                draws += _advanced(request, result)
+                break
+            token_id, logprob = result
+            if request.wants_logprobs and logprob is not None:
+                request.logprobs.append(logprob)
+            try:
+                piece = request.append(token_id, is_end=token_id in request.eos_ids)
+            except Exception as error:  # of its tokenizer
+                draws.append(Failure(request, error))
+                break
+            ends, n_drawn = request.finish_reason is not None, n_drawn + 1
+            draws.append(Draw(request, token_id, piece, ends))
+            right = i < len(proposed) and token_id == proposed[i]
+            n_accepted += right
+            if ends or not right:
+                break
+        if proposed and request.cache is not None:
+            request.fed += max(1, n_drawn) - 1 - len(proposed)
+            request.cache.truncate(request.fed)
+            if request.finish_reason is None:
+                self._pages.share(request)
+        return Verified(len(proposed), n_accepted, n_drawn)
+
     def _set_rows(self, chunks: Sequence[tuple[Request, int]]) -> None:
         rows = [request for request, count in chunks if count == request.left]
-        repeats = len(rows) == len(chunks) == sum(count for _, count in chunks)
+        n_fed = sum(count + len(request.proposed) for request, count in chunks)
+        repeats = len(rows) == len(chunks) == n_fed
+        self._speculates = any(request.speculation is not None for request in rows)
         if not repeats or rows != self._rows:
             self._loop = None
         self._rows = rows
         steady = repeats and len(rows) == len(self._running) and not self._mixed
         self._loop_steps = self._pages.steps_for(rows) if steady else 0
 
-    def _run(self, chunks: Sequence[tuple[Request, int]] | None) -> Sequence[_Result]:
-        """Run a step and return what the rows draw. chunks: None repeats the last step with the drawn tokens."""
+    def _run(self, chunks: Sequence[tuple[Request, int]] | None) -> DrawRow:
+        """Run a step and return what its rows draw. chunks: None repeats the last step with the drawn tokens."""
         rows = self._rows
         if chunks is None:
             chunks = [(request, 1) for request in rows]
         parts = [part for request, count in chunks for part in request.parts(count)]
         in_core = self._drawing is not None and all(r.draws_in_core for r in rows) and same_suppressed(rows)
-        results: Sequence[_Result] | None = None
+        draw: DrawRow | None = None
         if in_core and self._drawing is not None:
             try:
                 if self._loop is None:
@@ -208,17 +245,17 @@ class Scheduler:
                 for request in rows:  # keys and values that are not finite would make the fast path fail at every step
                     request.draws_in_core = request.options.nan == "raise"
             else:
-                ids, logprobs = drawn
-                results = list(zip(ids, [None] * len(ids) if logprobs is None else logprobs, strict=True))
-        if results is None:
+                draw = _drawn(*drawn)
+        if draw is None:
             self._loop = None
-            results = draw_each(self._executor, step_of(parts), rows)
+            draw = draw_each(self._executor, step_of(parts), rows)
         self._loop_steps -= 1
         for part, count in parts:
-            part.fed += count
+            part.fed += count + len(part.proposed)
         for request, _ in chunks:
-            self._pages.share(request)
-        return results
+            if not request.proposed:
+                self._pages.share(request)
+        return draw
 
     def recover(self, *, most: int = _ANY) -> None:
         """Make the requests consistent again after a step that raised an error; they are computed again.
@@ -249,7 +286,7 @@ class Scheduler:
             known = {id(result.request) for result in self.results}
             for request in call.requests:  # that ended at their deadline, or with their search
                 if request.finish_reason is not None and not call.has_end_of(request) and id(request) not in known:
-                    self.results.append(Draw(request, None, ""))
+                    self.results.append(Draw(request, None, "", ends=True))
         self._calls = [call for call in found if call.waiting]
         self._pages.recover()
 
@@ -263,7 +300,7 @@ class Scheduler:
                 request.search.expire()
                 self.results.extend(_ends_of(request.search))
             else:
-                self.results.append(Draw(request, None, request.expire()))
+                self.results.append(Draw(request, None, request.expire(), ends=True))
             self._finish(request)
         if ended:
             self._deadlines = [request for request in self._deadlines if request.finish_reason is None]
@@ -397,4 +434,9 @@ def _advanced(request: Request, logits: Logits) -> list[Draw | Failure]:
 
 
 def _ends_of(search: BeamSearch) -> list[Draw | Failure]:
-    return [Draw(request, None, "") for request in search.requests]
+    return [Draw(request, None, "", ends=True) for request in search.requests]
+
+
+def _drawn(ids: Sequence[int], logprobs: Sequence[float] | None) -> DrawRow:
+    """Return what draws the rows of a step that were drawn in the executor."""
+    return lambda row, _: (ids[row], None if logprobs is None else logprobs[row])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from fastattn.errors import InputError
 from fastattn.generation.call import Call, Draw
 from fastattn.generation.engine import RUN_AHEAD, Engine
 from fastattn.generation.request import Request
+from fastattn.generation.results import speculation_stats
 from fastattn.models.outputs import FinishReason
 
 
@@ -78,6 +79,11 @@ class TextStream(Iterator[str], AsyncIterator[str]):
     def finish_reason(self) -> FinishReason | None:
         """ "eos", "stop_string", "length" or "time" at the end; None before."""
         return self._request.finish_reason
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """n_proposed_tokens, n_accepted_tokens and n_steps so far; empty without speculation."""
+        return speculation_stats([self._request])
 
     def __iter__(self) -> TextStream:
         return self

@@ -236,8 +236,9 @@ class GenerateOutput(ModelOutput):
     processors and filters, and before them. top_logprobs: (ids int32 [n], log-probabilities float32 [n]) per new token,
     the most likely first. sequences_scores: of beams, the sum of their log-probabilities divided by the length penalty;
     None for a text without beams. beam_indices: of beams, int32 [n_new]: the number, within the prompt, of the beam
-    that each token continued. stats: n_prompt_tokens and n_new_tokens of all texts, seconds, tokens_per_second. What
-    the options did not ask for is None. If prompts have their own options, the items of others are empty.
+    that each token continued. stats: n_prompt_tokens and n_new_tokens of all texts, seconds, tokens_per_second; with
+    speculation also n_proposed_tokens, n_accepted_tokens and n_steps, the steps that drew tokens, counted for each
+    text. What the options did not ask for is None. If prompts have their own options, the items of others are empty.
     """
 
     sequences: list[NDArray[np.int32]]

@@ -15,7 +15,8 @@ from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral, check_count, check_flag, check_keywords, check_neutral, check_str
 from fastattn.errors import DTypeError, InputError
 from fastattn.generation.generate import complete, make_requests, stream
-from fastattn.generation.options import CONSTRAINTS, GREEDY_BELOW, GenerationOptions
+from fastattn.generation.option_rules import CONSTRAINTS
+from fastattn.generation.options import GREEDY_BELOW, GenerationOptions
 from fastattn.generation.prompts import encode_prompt, need_tokenizer, read_prompts
 from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests

@@ -208,7 +208,7 @@ _REFUSED: Mapping[str, Neutral] = {
     "processor": Neutral((False,), "these tasks take only texts; pass a tokenizer"),
     "pipeline_class": Neutral((False,), "leave it out"),
     "binary_output": Neutral((False,), "results are Python objects and NumPy arrays"),
-    "assistant_model": Neutral((False,), "there is no assisted generation"),
+    "assistant_model": Neutral((False,), "pass it to a call of the text-generation pipeline"),
 }
 
 

@@ -1,0 +1,47 @@
+"""Checks of options of generation that depend on each other. All raise InputError."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastattn.errors import InputError
+
+if TYPE_CHECKING:
+    from fastattn.generation.options import GenerationOptions
+
+CONSTRAINTS = ("regex", "json_schema", "choices", "grammar")  # a text has at most one of them
+_PROPOSALS = ("prompt_lookup_num_tokens", "assistant_model")  # the same
+
+
+def check_beams(options: GenerationOptions) -> None:
+    """Check the numbers of a beam search."""
+    n_beams, n_groups, n_texts = options.num_beams, options.num_beam_groups, options.num_return_sequences
+    if n_beams % n_groups:
+        raise InputError(f"num_beam_groups: expected a divisor of num_beams {n_beams}, got {n_groups}")
+    if n_texts > n_beams:
+        raise InputError(f"num_return_sequences: expected at most num_beams {n_beams}, got {n_texts}")
+    if n_groups > 1 and not options.greedy:
+        raise InputError("num_beam_groups: expected 1 with do_sample=True, got more; groups do not sample")
+    if n_groups == 1 and options.diversity_penalty:
+        raise InputError("diversity_penalty: expected 0 with one group of beams, got more; set num_beam_groups")
+
+
+def check_constraint(options: GenerationOptions) -> None:
+    """Check that a text has at most one constraint, and no beams with one."""
+    given = [name for name in CONSTRAINTS if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{given[1]}: expected None, because {given[0]} is set, got both; a text follows one of them")
+    if given and options.num_beams > 1:
+        raise InputError(
+            f"num_beams: expected 1 with {given[0]}, got {options.num_beams}; best_of draws several texts and returns "
+            "the likeliest"
+        )
+
+
+def check_speculation(options: GenerationOptions) -> None:
+    """Check that a text has at most one source of proposals, and no beams with one."""
+    given = [name for name in _PROPOSALS if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise InputError("assistant_model: expected None with prompt_lookup_num_tokens, got both; pass one of them")
+    if given and options.num_beams > 1:
+        raise InputError(f"{given[0]}: expected None with num_beams, got both; beams are not speculated on")
