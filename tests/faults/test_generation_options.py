@@ -146,6 +146,7 @@ BAD_TYPES: list[tuple[str, Any]] = [
     ("logit_bias", (([1], 2.0),)),
     ("logit_bias", {1.5: 1.0}),
     ("bad_words_ids", [1]),
+    ("bad_words_ids", [{5, 3}]),
     ("bad_words_ids", 1),
     ("suppress_tokens", 1),
     ("suppress_tokens", [1.5]),

@@ -56,6 +56,30 @@ def test_seeds_of_prompts_with_their_own_options() -> None:
     assert found.seeds == [4, 4, 7]
 
 
+def test_settings_of_the_call_in_the_options_of_prompts() -> None:
+    model = ToyModel()
+    config = {"pad_token_id": 9, "return_dict_in_generate": True, "max_new_tokens": 3}
+    found = generate(model, [[9, 9, 2], [5, 6, 9]], generation_config=[config, {**config, "max_new_tokens": 2}])
+    assert isinstance(found, GenerateOutput)
+    alone = [details(model, [[2]], max_new_tokens=3), details(model, [[5, 6]], max_new_tokens=2)]
+    assert [row.tolist() for row in found.sequences] == [one.sequences[0].tolist() for one in alone]
+    for other in ({"pad_token_id": 8}, {"return_dict_in_generate": False}):
+        (name,) = other
+        with pytest.raises(InputError, match=rf"generation_config\[1\]: expected {name} .* one for the call, got"):
+            generate(model, [[2], [5]], generation_config=[config, {**config, **other}])
+    # The arguments of the call come first, and a setting that is off is as good as none.
+    found = generate(model, [[2], [5]], generation_config=[{}, {"return_dict_in_generate": False}], pad_token_id=1)
+    assert isinstance(found, list)
+
+
+def test_the_default_length_does_not_count_padding() -> None:
+    model = ToyModel(max_positions=16)
+    model.pad_token_id = 0
+    padded = generate(model, [[0] * 13 + [5, 6, 7]])
+    assert padded[0].tolist() == generate(model, [[5, 6, 7]])[0].tolist()
+    assert len(padded[0]) == 16
+
+
 def test_the_overflow_of_one_prompt() -> None:
     model, long = ToyModel(max_positions=16), [3, 4] * 10
     own = [{}, {"overflow": "slide"}]

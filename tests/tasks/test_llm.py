@@ -173,6 +173,11 @@ def test_logprobs_of_a_stream(llm: Llm) -> None:
         model.stream(ids, logprobs=1)  # type: ignore[arg-type]
 
 
+def test_a_prompt_of_no_dimension(llm: Llm) -> None:
+    with pytest.raises(DTypeError, match="prompt: expected str or token ids, got ndarray"):
+        llm.create_completion(np.array(5))
+
+
 def test_several_choices(llm: Llm) -> None:
     found = llm.create_completion("The sea", n=3, seed=1, max_tokens=4)
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2]

@@ -248,7 +248,7 @@ class BeamSearch:
             processed[forbidden] = -np.inf
             processed = run_processors(beam, processed, may_be_empty=True)
             if not options.greedy:
-                processed = filtered(processed, options, min_keep=len(beam.eos_ids) + 1)
+                processed = filtered(processed, options, min_keep=max(2, len(beam.eos_ids) + 1))
             if options.diversity_penalty and used:
                 counts = np.bincount(np.array(used), minlength=len(row))
                 processed = processed - (options.diversity_penalty * counts).astype(row.dtype)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.checks import check_flag
+from fastattn.checks import check_flag, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.beam_search import BeamSearch
 from fastattn.generation.call import Call
@@ -135,6 +135,9 @@ def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _J
         raise InputError(
             "inputs: expected None, because input_ids is set and means the same, got both; pass one of them"
         )
+    if configs is not None:
+        for name in ("return_dict_in_generate", "pad_token_id"):
+            given[name] = _shared(given, configs, name)
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
     checked = read_options(with_defaults(given, {} if configs else defaults), "generate", also=_ARGUMENTS)
@@ -170,6 +173,19 @@ def _make_each(
     for index, request in enumerate(requests):
         request.index = index
     return requests
+
+
+def _shared(given: Mapping[str, Any], configs: Sequence[Any], name: str) -> Any:
+    """Return the value of a setting that is one for all prompts. Raises InputError if the configs have several."""
+    merged = [with_generation_config({**given, "generation_config": one}, ours=_ARGUMENTS) for one in configs]
+    values = [one.get(name) for one in merged]
+    for i, value in enumerate(values):
+        if value != values[0] and (value or values[0]):
+            raise InputError(
+                f"generation_config[{i}]: expected {name} {quote(values[0])} as in generation_config[0], because it is "
+                f"one for the call, got {quote(value)}"
+            )
+    return values[0] if values else given.get(name)
 
 
 def _options_of_each(
@@ -365,7 +381,7 @@ def make_requests(
     for i, prompt in enumerate(prompts):
         whole = prompt if len(prompt) else np.array([start_id(model, options, names[i])], np.int32)
         length = len(whole) if lengths is None or not len(prompt) else lengths[i]
-        lowest, highest = options.new_tokens(length, context, default_new_tokens)
+        lowest, highest = options.new_tokens(len(whole), length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
         if len(start) + highest > context and not slides:
             raise _too_long(names[i], first_index + i, len(start), highest, context)

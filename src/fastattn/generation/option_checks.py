@@ -163,6 +163,8 @@ def check_assistant(name: str, value: Any) -> Any:
 
 
 def _word(name: str, ids: Any) -> tuple[int, ...]:
+    if isinstance(ids, (set, frozenset)):
+        raise DTypeError(f"{name}: expected a list of token ids, got {type(ids).__name__}, which has no order")
     word = check_ids(name, ids)
     if not word:
         raise InputError(f"{name}: expected at least one token id, got none")

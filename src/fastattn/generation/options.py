@@ -404,8 +404,11 @@ class GenerationOptions:
             return prompt
         return prompt[-room:] if self.truncate == "left" else prompt[:room]
 
-    def new_tokens(self, length: int, context: int, default: int) -> tuple[int, int]:
-        """Return the minimum and maximum number of new tokens after a prompt of `length`. Raises InputError."""
+    def new_tokens(self, n_ids: int, length: int, context: int, default: int) -> tuple[int, int]:
+        """Return the minimum and maximum number of new tokens after a prompt of `n_ids` ids. Raises InputError.
+
+        length: of the prompt, as max_length counts it, with padding.
+        """
         lowest = self.min_new_tokens or max(0, self.min_length - length)
         if self.max_new_tokens is not None:
             return min(lowest, self.max_new_tokens), self.max_new_tokens
@@ -416,7 +419,7 @@ class GenerationOptions:
                     f"{self.max_length}; pass max_new_tokens, which counts only new tokens"
                 )
             return min(lowest, self.max_length - length), self.max_length - length
-        left = context - length if self.overflow == "error" else default
+        left = context - n_ids if self.overflow == "error" else default
         if left < 1 and self.truncate is not None:
             left = context - 1
         highest = max(1, min(default, left))

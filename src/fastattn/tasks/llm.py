@@ -227,7 +227,7 @@ class Llm:
     def _ids(self, tokenizer: Tokenizer, prompt: Any) -> NDArray[np.int32]:
         if isinstance(prompt, str):
             return encode_prompt(tokenizer, prompt, "prompt")
-        if not isinstance(prompt, (list, tuple, np.ndarray)):
+        if not isinstance(prompt, (list, tuple, np.ndarray)) or (isinstance(prompt, np.ndarray) and prompt.ndim == 0):
             raise DTypeError(f"prompt: expected str or token ids, got {type(prompt).__name__}")
         mask = np.ones(len(prompt), np.int64) if len(prompt) else None
         prompts = read_prompts(self.model, prompt if len(prompt) else [[]], mask, GenerationOptions(), name="prompt")
