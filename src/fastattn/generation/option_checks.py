@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast
 
-from fastattn.checks import check_choice, check_count, check_flag, check_number, quote
+from fastattn.checks import check_count, check_flag, check_number, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.formats import PACKED_DTYPES
 from fastattn.models.sequences import MAX_SEQUENCES
@@ -111,11 +111,11 @@ def check_decay(name: str, value: Any) -> tuple[int, float]:
 
 def check_early_stopping(name: str, value: Any) -> bool | Literal["never"]:
     """Return True, False or "never". Raises DTypeError, InputError."""
-    return (
-        cast('Literal["never"]', check_choice(name, value, ("never",)))
-        if isinstance(value, str)
-        else check_flag(name, value)
-    )
+    if isinstance(value, str):
+        if value != "never":
+            raise InputError(f"{name}: expected True, False or 'never', got {quote(value)}")
+        return "never"
+    return check_flag(name, value)
 
 
 def check_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...]:

@@ -371,7 +371,10 @@ class GenerationOptions:
             )
         if self.best_of is not None and self.best_of > 1:
             if self.greedy or self.num_beams > 1:
-                raise InputError(f"best_of: expected do_sample=True and no beams, got {self.best_of} without")
+                raise InputError(
+                    f"best_of: expected do_sample=True and no beams, got {self.best_of} with "
+                    f"{'num_beams' if self.num_beams > 1 else 'greedy search'}"
+                )
             if self.best_of < self.num_return_sequences:
                 raise InputError(
                     f"best_of: expected at least num_return_sequences {self.num_return_sequences}, got {self.best_of}"

@@ -92,12 +92,12 @@ def read_prompts(
 
 
 def _refuse_texts(ids: Any, name: str) -> None:
-    streamed = name == "text_or_ids"  # `stream` takes a text, but one at a time
+    streamed = name == "text_or_ids"  # `stream`, `surprisal` and others take a text, but one at a time
     first = ids[0] if isinstance(ids, (list, tuple)) and ids else ids
     if isinstance(first, (str, bytes, bytearray)):
         what = type(ids).__name__ if first is ids else f"{type(ids).__name__} of {type(first).__name__}"
         instead = (
-            'call stream() once for each text, or use pipeline("text-generation")'
+            'pass one text per call; pipeline("text-generation") continues several'
             if streamed
             else 'encode the text with the tokenizer\'s encode(), or use stream() or pipeline("text-generation")'
         )
@@ -105,7 +105,7 @@ def _refuse_texts(ids: Any, name: str) -> None:
         raise DTypeError(f"{name}: expected {expected}, got {what}; {instead}")
     if isinstance(ids, Mapping) or (hasattr(ids, "keys") and not hasattr(ids, "__array__")):
         instead = (
-            'pass the text, or the "input_ids" of one text, to stream()'
+            'pass the text, or the "input_ids" of one text'
             if streamed
             else "call generate(**encoding) instead of generate(encoding)"
         )

@@ -304,7 +304,10 @@ class Tokenizer(TokenizerBase):
             raise InputError("continue_final_message: expected False with add_generation_prompt=True, got True")
         template = self.chat_template if chat_template is None else check_str("chat_template", chat_template)
         if template is None:
-            raise ConfigError("apply_chat_template: expected a tokenizer with a chat_template, got one without")
+            raise ConfigError(
+                "apply_chat_template: expected a tokenizer with a chat_template, got one without; add it to "
+                "tokenizer_config.json, or pass chat_template to apply_chat_template or Llm"
+            )
         several = isinstance(conversation, (list, tuple)) and all(
             isinstance(item, (list, tuple)) for item in conversation
         )
