@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fastattn import AutoModelForCausalLM
+from fastattn.api.causal_lm import CausalLM
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,10 @@ def data_folder() -> Path:
     if not (folder / "gpt2-tokenizer").is_dir():
         pytest.skip(f"the data folder is not at {folder}; name it in FASTATTN_DATA")
     return folder
+
+
+@pytest.fixture
+def lm(folder: Path) -> Iterator[CausalLM]:
+    """Return the model in the folder of the test module, with two threads."""
+    with AutoModelForCausalLM.from_pretrained(folder, threads=2) as model:
+        yield model

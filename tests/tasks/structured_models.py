@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.generation import generate as generation
 from fastattn.tokenizer import load_tokenizer
 from tests.reference.checkpoints import write_gpt2 as write_gpt2_weights
 from tests.tasks.tokenizers import LETTERS, MERGES, write_gpt2
 from tests.tasks.toy import ToyModel
 
 EOS = 265
+PROMPT = [ord("h"), ord("i"), ord(" ")]
 _BYTES = {letter: byte for byte, letter in LETTERS.items()}
 _TOKENS = [LETTERS[b] for b in range(256)] + [merge.replace(" ", "") for merge in MERGES]
 PIECES = [bytes(_BYTES[letter] for letter in token) for token in _TOKENS]  # by id, without EOS
@@ -56,3 +58,11 @@ def only(texts: Iterable[str], prompt_len: int) -> Callable[..., Any]:
         return found
 
     return process
+
+
+def run(model: Any, prompt: list[int] = PROMPT, **options: Any) -> Any:
+    return generation.generate(model, prompt, return_dict_in_generate=True, **{"max_new_tokens": 60, **options})
+
+
+def new_text(found: Any, i: int = 0, prompt: list[int] = PROMPT) -> str:
+    return text_of(found.sequences[i].tolist()[len(prompt) :])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -135,19 +137,12 @@ def run_toy(options: GenerationOptions, *, failing: int = -1) -> tuple[Any, int]
     requests = make_requests(model, [np.array(p, np.int32) for p in PROMPTS], options, tokenizer=None)
     with Scheduler(model.executor, [Call(requests)]) as steps:
         while not steps.done:
-            run, model.executor.run = model.executor.run, model.executor.run  # type: ignore[method-assign]
-            if n_steps == failing:
-
-                def fails(*_: Any) -> Any:
-                    raise MemoryError
-
-                model.executor.run = fails  # type: ignore[method-assign]
-            try:
-                steps.step()
-            except MemoryError:
-                steps.recover()
-            finally:
-                model.executor.run = run  # type: ignore[method-assign]
+            fails = mock.patch.object(model.executor, "run", side_effect=MemoryError)
+            with fails if n_steps == failing else contextlib.nullcontext():
+                try:
+                    steps.step()
+                except MemoryError:
+                    steps.recover()
             n_steps += 1
     assert model.executor.open_caches == 0
     return [(r.ids, r.score, r.beam_indices, r.finish_reason) for r in requests], n_steps

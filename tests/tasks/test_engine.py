@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,6 @@ OPTIONS: Sequence[dict[str, Any]] = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gpt2(tmp_path_factory.mktemp("gpt2"), **SIZES)
-
-
-@pytest.fixture
-def lm(folder: Path) -> Iterator[CausalLM]:
-    with AutoModelForCausalLM.from_pretrained(folder, threads=2) as model:
-        yield model
 
 
 def alone(lm: CausalLM, ids: Sequence[int], **options: Any) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,6 @@ PREFIX = [NUMBERS.randrange(300) for _ in range(500)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gpt2(tmp_path_factory.mktemp("gpt2"), **SIZES)
-
-
-@pytest.fixture
-def lm(folder: Path) -> Iterator[CausalLM]:
-    with AutoModelForCausalLM.from_pretrained(folder, threads=2) as model:
-        yield model
 
 
 class Fed:

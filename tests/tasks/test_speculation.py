@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,6 @@ OPTIONS: Sequence[dict[str, Any]] = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gpt2(tmp_path_factory.mktemp("gpt2"), **SIZES)
-
-
-@pytest.fixture
-def lm(folder: Path) -> Iterator[CausalLM]:
-    with AutoModelForCausalLM.from_pretrained(folder, threads=2) as model:
-        yield model
 
 
 @pytest.fixture

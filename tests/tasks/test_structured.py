@@ -19,17 +19,15 @@ import pytest
 
 from fastattn import AutoModelForCausalLM
 from fastattn.errors import InputError
-from fastattn.generation import generate as generation
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.options import TokenizerOptions
-from tests.tasks.structured_models import EOS, PIECES, only, text_of, toy, write_model
+from tests.tasks.structured_models import EOS, PIECES, PROMPT, new_text, only, run, text_of, toy, write_model
 from tests.tasks.test_decoders import LLAMA
 from tests.tasks.tokenizers import write_metaspace
 from tests.tasks.toy import ToyModel
 
 pytest.importorskip("llguidance", reason="llguidance is in the extra structured")
 
-PROMPT = [ord("h"), ord("i"), ord(" ")]
 WORDS = ["hello", "hell", "help", "yes", "é", "你好", 'a"b\\c\n', "the the", ""]
 SEQUENCES = ["".join(letters) for n in (2, 3) for letters in itertools.product("ab", repeat=n)]
 LANGUAGES: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -64,14 +62,6 @@ HOW: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def model(tmp_path: Path) -> ToyModel:
     return toy(tmp_path)
-
-
-def run(model: Any, prompt: list[int] = PROMPT, **options: Any) -> Any:
-    return generation.generate(model, prompt, return_dict_in_generate=True, **{"max_new_tokens": 60, **options})
-
-
-def new_text(found: Any, i: int = 0, prompt: list[int] = PROMPT) -> str:
-    return text_of(found.sequences[i].tolist()[len(prompt) :])
 
 
 # -- which ids are allowed --------------------------------------------------------------------------------------------

@@ -15,25 +15,15 @@ from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation import generate as generation
 from fastattn.generation.options import GenerationOptions
 from fastattn.tasks.text_generation import TextGenerationPipeline
-from tests.tasks.structured_models import EOS, text_of, toy, write_model
+from tests.tasks.structured_models import EOS, PROMPT, new_text, run, text_of, toy, write_model
 from tests.tasks.toy import ToyModel
 
 pytest.importorskip("llguidance", reason="llguidance is in the extra structured")
-
-PROMPT = [ord("h"), ord("i"), ord(" ")]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> ToyModel:
     return toy(tmp_path)
-
-
-def run(model: Any, prompt: list[int] = PROMPT, **options: Any) -> Any:
-    return generation.generate(model, prompt, return_dict_in_generate=True, **{"max_new_tokens": 60, **options})
-
-
-def new_text(found: Any, i: int = 0, prompt: list[int] = PROMPT) -> str:
-    return text_of(found.sequences[i].tolist()[len(prompt) :])
 
 
 _HOW_SCHEMA = "expected a JSON schema as a dict or JSON text, or a pydantic model, got"

@@ -135,16 +135,18 @@ def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _J
         raise InputError(
             "inputs: expected None, because input_ids is set and means the same, got both; pass one of them"
         )
+    own = None
     if configs is not None:
+        own = [with_generation_config({**given, "generation_config": one}, ours=_ARGUMENTS) for one in configs]
         for name in ("return_dict_in_generate", "pad_token_id"):
-            given[name] = _shared(given, configs, name)
+            given[name] = _shared(own, name)
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
-    checked = read_options(with_defaults(given, {} if configs else defaults), "generate", also=_ARGUMENTS)
+    checked = read_options(with_defaults(given, {} if own else defaults), "generate", also=_ARGUMENTS)
     # With options of their own, the lengths of prompts are checked later.
-    reading = replace(checked, truncate="left", overflow="error") if configs else checked
+    reading = replace(checked, truncate="left", overflow="error") if own else checked
     prompts = read_prompts(model, inputs if ids is None else ids, mask, reading)
-    each = _options_of_each(given, checked, configs, prompts.names, defaults)
+    each = _options_of_each(given, checked, own, prompts.names, defaults)
     requests = _make_each(model, prompts, each, chosen)
     n_texts = sum(one.num_return_sequences for one, _ in each)
     feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, n_texts)
@@ -175,40 +177,41 @@ def _make_each(
     return requests
 
 
-def _shared(given: Mapping[str, Any], configs: Sequence[Any], name: str) -> Any:
-    """Return the value of a setting that is one for all prompts. Raises InputError if the configs have several."""
-    merged = [with_generation_config({**given, "generation_config": one}, ours=_ARGUMENTS) for one in configs]
-    values = [one.get(name) for one in merged]
+def _shared(own: Sequence[dict[str, Any]], name: str) -> Any:
+    """Remove a setting that is one for all prompts from their options, and return it.
+
+    Raises InputError if it differs.
+    """
+    values = [one.pop(name, None) for one in own]
     for i, value in enumerate(values):
         if value != values[0] and (value or values[0]):
             raise InputError(
                 f"generation_config[{i}]: expected {name} {quote(values[0])} as in generation_config[0], because it is "
                 f"one for the call, got {quote(value)}"
             )
-    return values[0] if values else given.get(name)
+    return values[0] if values else None
 
 
 def _options_of_each(
     given: Mapping[str, Any],
     checked: GenerationOptions,
-    configs: Sequence[Any] | None,
+    own: Sequence[Mapping[str, Any]] | None,
     names: Sequence[str],
     defaults: Mapping[str, Any],
 ) -> list[tuple[GenerationOptions, list[int]]]:
     """Return the options and the seeds of each prompt.
 
-    configs: one generation_config per prompt; None: all the same. A config with a seed repeats the text that the prompt
-    has alone. defaults: of the checkpoint. Raises DTypeError, InputError.
+    own: the keywords of each prompt, with its generation_config; None: all the same. A prompt with a seed of its own
+    repeats the text that it has alone. defaults: of the checkpoint. Raises DTypeError, InputError.
     """
-    if configs is None:
+    if own is None:
         seeds, n_texts = seeds_of(checked, len(names)), checked.n_requests
         return [(checked, seeds[i * n_texts : (i + 1) * n_texts]) for i in range(len(names))]
-    if len(configs) != len(names):
-        raise InputError(f"generation_config: expected one for each of {len(names)} prompts, got {len(configs)}")
+    if len(own) != len(names):
+        raise InputError(f"generation_config: expected one for each of {len(names)} prompts, got {len(own)}")
     found = list[GenerationOptions]()
-    for i, config in enumerate(configs):
-        own = with_defaults(with_generation_config({**given, "generation_config": config}), defaults)
-        one = read_options(own, f"generation_config[{i}]", also=_ARGUMENTS)
+    for i, keywords in enumerate(own):
+        one = read_options(with_defaults(keywords, defaults), f"generation_config[{i}]", also=_ARGUMENTS)
         for name in ("max_batch_size", "priority"):
             if getattr(one, name) != getattr(checked, name):
                 raise InputError(f"generation_config[{i}]: expected no {name}, which is one for the call, got one")

@@ -155,7 +155,7 @@ class GenerationOptions:
     regex: str | None = option(
         None, GRAMMAR, flag=Flag(metavar="REGEX", help="the new text matches this regular expression")
     )
-    json_schema: Mapping[str, Any] | str | type | None = option(  # noqa: RUF009 (a field, as the others)
+    json_schema: Mapping[str, Any] | str | type | None = option(
         None,
         check_json_schema,
         flag=Flag(values=GRAMMAR, metavar="FILE", help="the new text is JSON of this schema: a file, or {...}"),
@@ -266,7 +266,7 @@ class GenerationOptions:
         ),
     )
     logits_processor: Sequence[Callable[..., Any]] | None = option(None, check_functions, no_flag=_A_FUNCTION)
-    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function, no_flag=_A_FUNCTION)  # noqa: RUF009 (a field, as the others)
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function, no_flag=_A_FUNCTION)
     stopping_criteria: Sequence[Callable[..., Any]] | None = option(None, check_functions, no_flag=_A_FUNCTION)
     num_beams: int = option(
         1, Count(1, 1024), flag=Flag(default=1, metavar="N", help="beam search; 1 is off (default: 1)")
@@ -329,7 +329,7 @@ class GenerationOptions:
         Count(1, 64),
         flag=Flag(metavar="N", help="--prompt-lookup looks for up to N equal tokens (default: 2)"),
     )
-    assistant_model: Any = option(  # noqa: RUF009 (a field, as the others)
+    assistant_model: Any = option(
         None,
         check_assistant,
         flag=Flag(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fastattn.generation.options import MAX_AHEAD
 
 MAX_ROWS = 32  # sequences of a step that still verifies proposals: more of them already use the weights well
-EARNED = 0.02  # credit per token drawn, so that proposals that are never drawn cost at most 2 % of the time
+EARNED = 0.02  # credit per token drawn, so that steps with proposals that are never drawn add about 2 % to the time
 _FIRST_CREDIT = 1.5  # tokens
 _MOST_CREDIT = 3.0
 _LEAST_CREDIT = -16.0  # of a step that was slow for another reason

@@ -32,7 +32,7 @@ class PredictOptions:
     prompt: str | None = option(None, lambda name, value: check_text(value, name))
     batch_size: int = option(32, Count(low=1))
     show_progress_bar: bool | None = option(None, check_flag)
-    activation_fn: Activation | None = option(None, read_activation)  # noqa: RUF009  # a field, as those above
+    activation_fn: Activation | None = option(None, read_activation)
     apply_softmax: bool | None = option(None, check_flag)
     convert_to_numpy: bool = option(True, check_flag)
     convert_to_tensor: bool = option(False, read_tensor)
