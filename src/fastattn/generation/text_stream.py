@@ -23,9 +23,9 @@ class TextStream(Iterator[str], AsyncIterator[str]):
     on the model draw up to 16 tokens before this stream asks for them.
 
     `token_ids` holds the prompt and the tokens drawn so far, `logprobs` and `top_logprobs` their log-probabilities if
-    the call asked for them; `finish_reason` is None until the end. Only one thread at
-    a time may request a piece. A second thread gets an InputError, and the stream continues. If another thread closes
-    the stream, it ends after the piece that is in progress.
+    the call asked for them; `finish_reason` is None until the end. Only one thread at a time may request a piece. A
+    second thread gets an InputError, and the stream continues. If another thread closes the stream, it ends after the
+    piece that is in progress.
     """
 
     def __init__(self, engine: Engine, request: Request) -> None:
