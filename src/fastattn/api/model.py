@@ -170,7 +170,7 @@ class Model:
         return self
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others: load it there."""
+        """Return the model itself if it has that device and dtype. Raises InputError for others: load it with them."""
         for value in (*args, device, dtype):
             if value is not None:
                 check_target(value, self.device, self.dtype)
