@@ -94,7 +94,7 @@ class AutoModelForQuestionAnswering(_Auto[QuestionAnswerer]):
 
 
 class AutoModelForNextSentencePrediction(_Auto[NextSentencePredictor]):
-    """Loads BERT checkpoints with a next-sentence head."""
+    """Loads BERT and JinaBERT checkpoints with a next-sentence head."""
 
     _model, _task = NextSentencePredictor, "next-sentence-prediction"
 
@@ -106,7 +106,7 @@ class AutoModelForMultipleChoice(_Auto[MultipleChoice]):
 
 
 class AutoModelForPreTraining(_Auto[PreTraining]):
-    """Loads checkpoints with pre-training heads: BERT, ALBERT, and ELECTRA discriminators."""
+    """Loads checkpoints with pre-training heads: BERT, JinaBERT, ALBERT, and ELECTRA discriminators."""
 
     _model, _task = PreTraining, "pre-training"
 
