@@ -1,7 +1,7 @@
 # Cross-compiles with clang from the package `ziglang` of PyPI, which brings the headers and libraries of every libc
 # (tools/wheels.py). FASTATTN_ZIG is its program `zig`; FASTATTN_ZIG_TARGET is, for example, x86_64-linux-gnu.2.17.
-# CMake's checks compile and do not link: to link a program, zig first compiles the libraries of the platform, for minutes.
-# CMake also finds out the compiler without linking if CMAKE_CXX_COMPILER_TARGET is set.
+# CMake's checks compile but do not link: before zig links a program, it compiles the platform's libraries, which takes
+# minutes. With CMAKE_CXX_COMPILER_TARGET set, CMake also identifies the compiler without linking.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FASTATTN_ZIG FASTATTN_ZIG_TARGET)
 set(CMAKE_SYSTEM_NAME Linux)

@@ -66,7 +66,7 @@ def faults_of_module(module: Path, tag: str) -> list[str]:
         found.append(f"needs GLIBC_{newest[0]}.{newest[1]}, and the tag says {tag}")
     defined, needed = dynamic_symbols(module)
     if defined != EXPORTS:
-        found.append(f"exports {sorted(defined ^ EXPORTS)[:5]} too much or too little")
+        found.append(f"has unexpected or missing exports: {sorted(defined ^ EXPORTS)[:5]}")
     runtime = sorted(name for name in needed if name.startswith(("_ZSt", "_ZNSt", "__cxa_throw", "_Unwind", "__gxx")))
     if runtime:
         found.append(f"takes its C++ runtime from elsewhere: {runtime[:5]}")

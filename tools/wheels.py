@@ -131,8 +131,8 @@ def headers(version: str, given: dict[str, str]) -> Path:
     if folder is None or header_version(folder) is None:
         folder = None if version in given else installed_headers(version) or debian_headers(version)
     if folder is None or header_version(folder) != version:
-        sys.exit(f"no headers of Python {version} found: install it, name them with --headers {version}=FOLDER, or "
-                 f"leave it out with --python")  # fmt: skip
+        sys.exit(f"no headers of Python {version} found: install that Python, pass --headers {version}=FOLDER, or "
+                 f"leave that version out of --python")  # fmt: skip
     if re.search(r"^\s*#\s*define\s+Py_GIL_DISABLED\s+1", (folder / "pyconfig.h").read_text("utf-8"), re.MULTILINE):
         sys.exit(f"{folder}: headers of a Python without the GIL, for which fastattn has no wheel")
     return folder

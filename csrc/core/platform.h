@@ -1,5 +1,5 @@
-// What differs between operating systems. Their headers are included only here, where Arm features are looked up, in
-// the CUDA executor and in the native tests (tools/check_homes.py).
+// What differs between operating systems. Only these include their headers: platform.cpp, runtime/arm_features.cpp,
+// bindings/python_calls.cpp, the CUDA executor and the native tests (tools/check_homes.py).
 //
 // Linux is tested. For macOS and Windows, this only compiles (tools/compile_elsewhere.sh).
 #pragma once

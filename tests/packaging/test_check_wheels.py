@@ -61,7 +61,7 @@ OTHER_CPU = {"x86_64": "aarch64", "aarch64": "x86_64"}.get(CPU, "")
         (MEMCPY.replace("void copy", "PUBLIC void copy"), [], "manylinux_2_5_", "_core.so", "needs GLIBC_2.1"),
         (MEMCPY.replace("void copy", "PUBLIC void copy"), [], "musllinux_1_2_", "_core.so", "needs GLIBC_2.1"),
         ("", [], "linux_", "_core.so", "tags cp311-cp311-linux_"),
-        ("PUBLIC int another() { return 1; }", [], "", "_core.so", "exports ['another']"),
+        ("PUBLIC int another() { return 1; }", [], "", "_core.so", "exports: ['another']"),
         (
             "#include <vector>\nPUBLIC int* f() { throw 1; }",
             ["-Wl,--no-as-needed", "-lstdc++"],

@@ -45,7 +45,8 @@ class _Auto(Generic[_Loaded]):
         """Load a model from a folder with config.json and model.safetensors, or from a hub id (extra `hub`).
 
         {options}
-        Raises ConfigError (also if the GPU is missing), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.
+        Raises ModelNotFoundError, HubError, ConfigError (also if the GPU is missing), ModelFormatError, OSError,
+        InputError, DTypeError, OutOfMemory.
         """
         given: dict[str, Any] = dict(options)
         name = _OTHER_NAME if path_or_id is None and _OTHER_NAME in given else "path_or_id"
@@ -93,7 +94,7 @@ class AutoModelForQuestionAnswering(_Auto[QuestionAnswerer]):
 
 
 class AutoModelForNextSentencePrediction(_Auto[NextSentencePredictor]):
-    """Loads BERT checkpoints with a next-sentence head."""
+    """Loads BERT and JinaBERT checkpoints with a next-sentence head."""
 
     _model, _task = NextSentencePredictor, "next-sentence-prediction"
 
@@ -105,7 +106,7 @@ class AutoModelForMultipleChoice(_Auto[MultipleChoice]):
 
 
 class AutoModelForPreTraining(_Auto[PreTraining]):
-    """Loads checkpoints with the heads for pre-training: of BERT, ALBERT, and discriminators of ELECTRA."""
+    """Loads checkpoints with pre-training heads: BERT, JinaBERT, ALBERT, and ELECTRA discriminators."""
 
     _model, _task = PreTraining, "pre-training"
 

@@ -135,7 +135,7 @@ class CausalLM(Model):
 
     @property
     def engine(self) -> Engine:
-        """What runs the calls of `generate` and `stream` of all threads and tasks."""
+        """The engine that runs the `generate` and `stream` calls of all threads and tasks."""
         engine = self._engines.get(0)
         if engine is None:  # no lock, as in Model: of two threads, the first one's engine is used
             limit, idle = None if self._origin is None else self._origin.options.kv_cache_bytes, IDLE_BYTES
@@ -246,7 +246,7 @@ class CausalLM(Model):
         [n_tokens] -> int32 [n_tokens + n_new]. Several sequences, or num_return_sequences > 1, return a list of such
         arrays. return_dict_in_generate=True returns a GenerateOutput. Without attention_mask, the checkpoint's padding
         id marks padding, as in transformers. Raises DTypeError, InputError (also for an unknown option),
-        ContextLengthError, NonFiniteError.
+        ContextLengthError, NonFiniteError, OutOfMemory (keys and values that `kv_cache_bytes` can never hold).
         """
         return generation.generate(
             self,
@@ -260,7 +260,7 @@ class CausalLM(Model):
         """Return the log-probability of each token of each continuation of a prefix, all texts or all token ids.
 
         The prefix is computed once. A text is split into tokens together with the prefix, as it would be written.
-        An empty prefix is the checkpoint's bos (else eos) id. To choose between answers: `score(question,
+        An empty prefix stands for the checkpoint's bos (else eos) id. To choose between answers: `score(question,
         answers).best`. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
         """
         return scoring.score(self, prefix, continuations)
@@ -274,7 +274,10 @@ class CausalLM(Model):
         return scoring.surprisal(self, text_or_ids, stride=stride)
 
     def perplexity(self, text_or_ids: object, *, stride: int | None = None) -> float:
-        """Return the perplexity of a text, or of ids [n_tokens], of at least two tokens; see `surprisal`."""
+        """Return the perplexity of a text, or of ids [n_tokens], of at least two tokens.
+
+        Raises what `surprisal` raises.
+        """
         found = self.surprisal(text_or_ids, stride=stride)
         if len(found.token_ids) < 2:
             raise InputError(f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}")
@@ -285,7 +288,8 @@ class CausalLM(Model):
 
         The pieces join to `decode(prompt + new)[len(decode(prompt)):]`, without special tokens. logprobs=True: the
         stream has the log-probabilities of the new tokens. `fastattn.GenerationOptions` describes the options. Raises
-        DTypeError, InputError, ContextLengthError; taking a piece can raise NonFiniteError.
+        DTypeError, InputError, ContextLengthError, and as in `generate` OutOfMemory; taking a piece can raise
+        NonFiniteError.
         """
         return generation.stream(self, text_or_ids, logprobs=logprobs, **options)
 
@@ -311,14 +315,14 @@ class CausalLM(Model):
         )
 
     def astream(self, text_or_ids: object, *, logprobs: bool = False, **options: Unpack[GenerationArgs]) -> TextStream:
-        """Do what `stream` does, for `async for piece in model.astream(...)`."""
+        """Do what `stream` does, for `async for piece in model.astream(...)`. Raises what `stream` raises."""
         return generation.stream(self, text_or_ids, logprobs=logprobs, **options)
 
     def cache_prefix(self, text_or_ids: object) -> CachedPrefix:
         """Compute the keys and values of a text, or ids [n_tokens], and keep them in memory until `close`.
 
-        Prompts that begin with it start after it; results do not change. The last at most 15 tokens of a page of 64 are
-        computed again. Raises DTypeError, InputError, ContextLengthError, OutOfMemory.
+        Prompts that begin with it start after it; results do not change. If the last page (of 64 positions) has fewer
+        than 16 tokens, these are computed again. Raises DTypeError, InputError, ContextLengthError, OutOfMemory.
         """
         return prefix.cache_prefix(self, generation.read_prompt(self, text_or_ids), "text_or_ids")
 

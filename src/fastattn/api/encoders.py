@@ -79,7 +79,7 @@ class OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
         return_dict: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Return the output that the class describes.
+        """Return the output that the class describes, in the layout of the input (see `fastattn.models.outputs`).
 
         position_ids, return_dict and others: as in CausalLM. Raises DTypeError, InputError, ContextLengthError.
         """
@@ -94,8 +94,8 @@ class OneStepModel(Model, Generic[_OfArray, _OfList, _OfEither]):
 class Encoder(OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], EncoderOutput]):
     """A model that computes hidden states. Created by `AutoModel.from_pretrained`.
 
-    A call returns the last hidden state of every token and, if there is a pooler, its output for every sequence. If the
-    checkpoint has a pooler, empty sequences are rejected.
+    A call returns last_hidden_state [batch, seq_len, hidden_size] and, if the checkpoint has a pooler, pooler_output
+    [batch, hidden_size]. If there is a pooler, empty sequences are rejected.
     """
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> EncoderOutput:

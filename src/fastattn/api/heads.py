@@ -136,8 +136,8 @@ _OfEither: TypeAlias = PreTrainingOutput | SentenceOrderOutput | DiscriminatorOu
 class PreTraining(OneStepModel[_OfArray, _OfList, _OfEither]):
     """A model with its heads for pre-training.
 
-    Created by `AutoModelForPreTraining.from_pretrained`. A call of BERT returns a PreTrainingOutput, of ALBERT a
-    SentenceOrderOutput, and of an ELECTRA discriminator a DiscriminatorOutput. BERT and ALBERT reject empty sequences.
+    Created by `AutoModelForPreTraining.from_pretrained`. A call returns a PreTrainingOutput (BERT, JinaBERT), a
+    SentenceOrderOutput (ALBERT) or a DiscriminatorOutput (ELECTRA). All but ELECTRA reject empty sequences.
     """
 
     def _compute(self, batch: Batch, hidden_states: bool | None, attentions: bool | None) -> _OfEither:

@@ -165,7 +165,7 @@ def _spreads(device_map: object) -> bool:
 
 
 def read_device(value: Any) -> str:
-    """Return "cpu", "cuda" or "numpy"; accepts transformers' and torch's spellings."""
+    """Return "cpu", "cuda" or "numpy" from transformers' and torch's spellings. Raises DTypeError, InputError."""
     if isinstance(value, Mapping):
         found = {read_device(item) for item in value.values()}
         if len(found) != 1:

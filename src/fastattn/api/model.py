@@ -137,6 +137,7 @@ class Model:
         """The tokenizer in the model's folder, read on first access; None if there is none.
 
         It may have more tokens than the model. An id that the model does not have raises an error when it is used.
+        Raises ConfigError, ModelFormatError for files that cannot be loaded.
         """
         if not self._tokenizers:
             from fastattn.tokenizer import has_tokenizer, load_tokenizer
@@ -170,7 +171,7 @@ class Model:
         return self
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others: load it there."""
+        """Return the model itself if it has that device and dtype. Raises InputError for others: load it with them."""
         for value in (*args, device, dtype):
             if value is not None:
                 check_target(value, self.device, self.dtype)

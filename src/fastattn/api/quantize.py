@@ -48,7 +48,7 @@ def quantize(
     warning lists the others. The directory appears only when everything is written. If two processes write the same
     directory, one succeeds and the other gets a ConfigError.
     revision, cache_dir, local_files_only and token: for hub ids.
-    Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
+    Raises ModelNotFoundError, HubError, ConfigError, ModelFormatError, InputError, DTypeError, OSError.
     """
     check_keywords(hub, ("dtype", "head_dtype", "threads", *HubArgs.__annotations__), "quantize")
     if isinstance(dtype, str) and dtype == "float32":

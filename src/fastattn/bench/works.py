@@ -1,4 +1,4 @@
-"""The workloads to measure: what to run, and its minimum cost."""
+"""The workloads to measure: what to run, and the shape that determines its minimum cost."""
 
 from __future__ import annotations
 

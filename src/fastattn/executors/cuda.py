@@ -70,9 +70,9 @@ class CudaExecutor(CoreExecutor):
 
     sources: the source of every part of its weights.
     budget_bytes: device memory for weights, keys and values, and workspaces together. None: the value of the
-    environment variable FASTATTN_CUDA_MEMORY_MB, else the free memory minus 512 MiB. library: whether cuBLASLt may
-    compute products, if it is installed. The built-in kernel is slower, but its float32 results have the same bits as
-    on the CPU.
+    environment variable FASTATTN_CUDA_MEMORY_MB, else the free memory minus 512 MiB, but at least half of it. library:
+    whether cuBLASLt may compute products, if it is installed. The built-in kernel is slower, but its float32 results
+    have the same bits as on the CPU.
     """
 
     _engine: Any

@@ -58,7 +58,7 @@ class Executor(Protocol):
 
         Every output is [rows, width], float32 from cpu and float64 from numpy. Attention maps are a list of one
         [n_head, q_len, kv_len] per sequence. `step.caches` grow by the tokens of their sequences; an error leaves them
-        unchanged.
+        unchanged. Raises InputError, ContextLengthError, Cancelled, OutOfMemory.
         """
 
     def with_program(self, program: Program) -> Executor:

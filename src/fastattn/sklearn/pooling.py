@@ -12,7 +12,10 @@ from fastattn.tasks.sentence_transformer import SentenceTransformer
 
 
 def with_pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
-    """Return a model with the same weights and settings whose vectors are only pooled: no module after Pooling."""
+    """Return a model with the same weights and settings whose vectors are only pooled: no module after Pooling.
+
+    Raises InputError for a model without a transformer.
+    """
     first = model[0]
     if not isinstance(first, Transformer):
         raise InputError(f'pooling: expected "sentence" for a model without a transformer, got "{mode}"')

@@ -59,8 +59,8 @@ def render(
     """Return the prompt of a conversation.
 
     messages: mappings with "role" and "content". continue_final_message: the prompt ends inside the last message.
-    others: further variables, such as special tokens. Raises ConfigError for a template that is not valid or does what
-    it may not; InputError, DTypeError for messages that it rejects.
+    others: further variables, such as special tokens. Raises ConfigError for a template that is invalid or does
+    something that the sandbox forbids; InputError, DTypeError for messages that it rejects.
     """
     compiled, chat = _compile(template), read_messages(messages)
     if continue_final_message:

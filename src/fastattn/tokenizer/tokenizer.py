@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint, based on the `tokenizers` library (imported when the first one is loaded).
 
-Texts are encoded one at a time. The library's own thread pool never starts, so nothing is printed and nothing hangs
-after a fork.
+The library's own thread pool never starts, so nothing is printed and nothing hangs after a fork: a call of the library
+encodes one text, or several if TOKENIZERS_PARALLELISM turns its threads off.
 """
 
 from __future__ import annotations
@@ -294,9 +294,10 @@ class Tokenizer(TokenizerBase):
 
         conversation: messages, such as {"role": "user", "content": "Hi"}. chat_template: replaces that of the
         checkpoint. add_generation_prompt: whether the prompt ends where an answer begins. continue_final_message:
-        whether it ends inside the last message. tokenize=False returns text, return_dict=False lists of ids.
-        tools, documents, others: variables of the template. Special tokens are those of the template only. Raises
-        ConfigError (no template, no jinja2), DTypeError, InputError.
+        whether it ends inside the last message. Returns a BatchEncoding; return_dict=False: only the ids, a list of
+        int per conversation; tokenize=False: text. tools, documents, others: variables of the template. The only
+        special tokens are those that the template writes. Raises ConfigError (no template, no jinja2), DTypeError,
+        InputError.
         """
         for name, flag in (("add_generation_prompt", add_generation_prompt), ("tokenize", tokenize)):
             check_flag(name, flag)

@@ -45,7 +45,7 @@ def attention(
     to `bias_positions`. Several layers may read the same one.
 
     tables: the scores are scale * (q @ k.T + c2p + p2c). c2p of a query at p and a key at j is q times the row of the
-    position keys for j - p, and p2c is k times the row of the position queries (He et al. 2020).
+    position keys for j - p, and p2c is k times the row of the position queries (He et al. 2020). Raises ConfigError.
     """
     kv_heads = n_kv_head or n_head
     if q.width % n_head or n_head % kv_heads or k.width != v.width or k.width * n_head != q.width * kv_heads:

@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, w: Weights, eps: float, *, groups: int = 1) -> Tensor:
 
     groups: equal parts of a row that are normalized separately, all with the same weight [x.width / groups]. Queries
     and keys that are normalized by head have n_head groups. A family that multiplies by 1 + weight (Gemma) adds the 1
-    when it loads the weight.
+    when it loads the weight. Raises ConfigError if the groups do not divide the width.
     """
     if groups < 1 or x.width % groups:
         raise ConfigError(f"rms_norm: expected a width divisible by {groups}, got {x.width}")

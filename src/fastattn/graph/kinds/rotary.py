@@ -21,7 +21,7 @@ def rotary(
     The first `dimensions` elements of a head rotate: the pairs (i, i + dimensions / 2) as in Llama and GPT-NeoX, or the
     neighbors (2 i, 2 i + 1) as in GPT-J (`interleaved`). The rest of the head does not change. The weight of `w` is the
     table [max_positions, dimensions] that `fastattn.graph.rotary_table.RotaryTable` computes. All rotary ops of a model
-    read the same one.
+    read the same one. Raises ConfigError for an odd number of dimensions, or one that does not fit x.
     """
     head_dim = x.width // n_head
     if x.rows != "tokens" or x.width % n_head or dimensions % 2 or not 0 < dimensions <= head_dim:

@@ -46,7 +46,7 @@ def embedding_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
 
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Split the columns of x into `parts` equal slices."""
+    """Split the columns of x into `parts` equal slices. Raises ConfigError if they do not divide evenly."""
     if x.width % parts:
         raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
     width = x.width // parts
