@@ -7,6 +7,7 @@ import importlib.util
 import os
 from typing import Any
 
+from fastattn import __version__
 from fastattn.cli.flags import given_options
 from fastattn.errors import FastattnError
 
@@ -33,4 +34,4 @@ def serve(args: argparse.Namespace) -> int:
         flags[name] = tuple(flags[name] or ())
     options = read_settings(flags, os.environ, config=args.config)
     load = given_options(LoadOptions, args)
-    return run(options, load, os.environ)
+    return run(options, load, os.environ, version=__version__)

@@ -21,6 +21,7 @@ from fastattn.server.options import ServeOptions, is_loopback
 from fastattn.server.problems import ClientGone, Problem, problem_of, unprocessable
 
 _Result = TypeVar("_Result")
+MAX_HEADER_BYTES = 32 << 10
 _LAST_EVENT_S = 1.0  # to send the reason why a stream ends
 _OPEN = ("/health", "/live", "/")  # routes that need no key
 _DRAINING = Problem(503, "the server is shutting down", None, "shutting_down", {"retry-after": "5"})
@@ -32,8 +33,11 @@ class App:
     Everything but functions for `in_thread` runs in the event loop. draining: no new requests are accepted.
     """
 
-    def __init__(self, options: ServeOptions, models: Models, keys: Sequence[bytes] = ()) -> None:
-        self.options, self.models, self.metrics, self._keys = options, models, Metrics(), tuple(keys)
+    def __init__(
+        self, options: ServeOptions, models: Models, keys: Sequence[bytes] = (), *, version: str = "unknown"
+    ) -> None:
+        self.options, self.models, self._keys, self.version = options, models, tuple(keys), version
+        self.metrics = Metrics(version)
         self.generating = Gate(options.max_running, options.max_waiting)
         self.encoding = Gate(options.max_encoding, options.max_waiting)
         self.threads = ThreadPoolExecutor(options.max_encoding + 2, thread_name_prefix="fastattn-serve")
@@ -83,6 +87,11 @@ class App:
         key = path if path in ROUTES else "/v1/models/{model}" if path.startswith("/v1/models/") else None
         if key is not None:
             exchange.route = key
+        n_bytes = len(exchange.scope["raw_path"]) + sum(len(name) + len(value) for name, value in exchange.headers.raw)
+        if n_bytes > MAX_HEADER_BYTES:  # uvicorn limits only those that come in several parts
+            raise Problem(
+                431, f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more", None, "headers_too_large"
+            )
         self._check_host(exchange)
         if key not in _OPEN:
             self._check_key(exchange)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from fastattn import __version__
 from fastattn.generation.page_plan import KvStats
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -16,7 +15,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Metrics:
     """The metrics of one server."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
         ProcessCollector(registry=own)
@@ -38,7 +37,7 @@ class Metrics:
         self.new_tokens = Counter("fastattn_new_tokens", "Tokens that models generated", ["model"], registry=own)
         self.running = Gauge("fastattn_requests_running", "Requests that a model works on", ["kind"], registry=own)
         self.waiting = Gauge("fastattn_requests_waiting", "Requests that wait for a place", ["kind"], registry=own)
-        Gauge("fastattn_build_info", "Version of fastattn", ["version"], registry=own).labels(__version__).set(1)
+        Gauge("fastattn_build_info", "Version of fastattn", ["version"], registry=own).labels(version).set(1)
 
     def watch(self, kind: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Show the numbers of a queue."""

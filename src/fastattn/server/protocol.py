@@ -20,6 +20,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.access_log = False  # its lines have the whole path; the application logs requests
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:

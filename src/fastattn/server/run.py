@@ -15,14 +15,13 @@ import uvicorn
 
 from fastattn.errors import ConfigError
 from fastattn.server import logs
-from fastattn.server.app import App
+from fastattn.server.app import MAX_HEADER_BYTES, App
 from fastattn.server.models import load_models
 from fastattn.server.options import ServeOptions
 from fastattn.server.protocol import BoundedProtocol
 from fastattn.server.settings import check_exposure, read_keys
 
 _BACKLOG = 512
-_HEADER_BYTES = 32 << 10
 _INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
@@ -34,7 +33,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(options: ServeOptions, load: Mapping[str, Any], environ: Mapping[str, str]) -> int:
+def serve(options: ServeOptions, load: Mapping[str, Any], environ: Mapping[str, str], *, version: str) -> int:
     """Load the models and serve them; return the exit code. load: loading options of models without own ones.
 
     Raises ConfigError, InputError, OSError, and what `from_pretrained` raises.
@@ -45,7 +44,7 @@ def serve(options: ServeOptions, load: Mapping[str, Any], environ: Mapping[str, 
     listener = bind(options)
     try:
         models = load_models(options.models, load)
-        app = App(options, models, keys)
+        app = App(options, models, keys, version=version)
         try:
             return asyncio.run(run(app, [listener]))
         finally:
@@ -106,7 +105,7 @@ def config_of(app: App) -> uvicorn.Config:
         limit_concurrency=options.max_connections,
         timeout_keep_alive=options.keep_alive_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=1,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         backlog=_BACKLOG,
     )
 

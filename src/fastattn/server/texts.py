@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastattn import __version__
 from fastattn.errors import DTypeError, InputError
 from fastattn.server.exchange import Exchange
 from fastattn.server.fields import Fields, token_ids
@@ -30,7 +29,7 @@ async def info(app: App, exchange: Exchange) -> None:
             "max_input_length": first["max_input_length"],
             "max_client_batch_size": options.max_inputs,
             "auto_truncate": False,
-            "version": __version__,
+            "version": app.version,
             "models": [_describe(model) for model in models],
         }
     )
