@@ -24,7 +24,9 @@ def message(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("route", "base", "changed", "param"),
     [
-        ("completions", COMPLETION, {"temprature": 1}, "temprature"),
+        ("completions", COMPLETION, {"heat": 1}, "heat"),
+        ("completions", COMPLETION, {"\ud800": 1}, "'\\ud800'"),
+        ("completions", COMPLETION, {"a b" * 1000: 1}, "'" + ("a b" * 27)[:76] + "..."),
         ("completions", COMPLETION, {"temperature": "hot"}, "temperature"),
         ("completions", COMPLETION, {"temperature": 2.5}, "temperature"),
         ("completions", COMPLETION, {"temperature": True}, "temperature"),

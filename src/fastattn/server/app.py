@@ -24,7 +24,6 @@ _Result = TypeVar("_Result")
 MAX_HEADER_BYTES = 32 << 10
 _LAST_EVENT_S = 1.0  # to send the reason why a stream ends
 _OPEN = ("/health", "/live", "/")  # routes that need no key
-_DRAINING = Problem(503, "the server is shutting down", None, "shutting_down", {"retry-after": "5"})
 
 
 class App:
@@ -103,7 +102,7 @@ class App:
             allow = {"allow": ", ".join(methods)}
             raise Problem(405, f"method: expected {' or '.join(methods)}", None, "method_not_allowed", allow)
         if self.draining and method == "POST":
-            raise _DRAINING
+            raise _shutting_down()
         return handler
 
     def _check_host(self, exchange: Exchange) -> None:
@@ -147,7 +146,7 @@ class App:
                     raise ClientGone
                 raise Problem(504, "the request took too long", None, "timeout")
             if work.cancelled():
-                raise _DRAINING
+                raise _shutting_down()
             work.result()
         finally:
             for task in (work, gone):
@@ -159,7 +158,7 @@ class App:
 
     async def _fail(self, exchange: Exchange, error: BaseException) -> str:
         """Answer with an error, and return its code."""
-        problem = _DRAINING if isinstance(error, asyncio.CancelledError) else problem_of(error)
+        problem = _shutting_down() if isinstance(error, asyncio.CancelledError) else problem_of(error)
         if exchange.shape == "tei":
             problem = unprocessable(problem)
         if not exchange.has_body.is_set():
@@ -236,6 +235,10 @@ class App:
         """Free threads and models, after the last request."""
         self.threads.shutdown(wait=True)
         self.models.close()
+
+
+def _shutting_down() -> Problem:
+    return Problem(503, "the server is shutting down", None, "shutting_down", {"retry-after": "5"})
 
 
 async def _call(handler: Callable[[App, Exchange], Awaitable[None]], app: App, exchange: Exchange) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastattn.api.causal_lm import CausalLM
 from fastattn.checks import Neutral
 from fastattn.generation.prompts import encode_prompt, need_tokenizer
 from fastattn.generation.results import best_requests
+from fastattn.options import INT32_MAX
 from fastattn.server.completions import timed
 from fastattn.server.exchange import Exchange
 from fastattn.server.fields import Fields
@@ -54,25 +56,30 @@ async def chat(app: App, exchange: Exchange) -> None:
     if n_top and not wanted:
         raise fields.refuse("top_logprobs", f"expected none without logprobs, got {n_top}")
     max_tokens = _read_max_tokens(fields)
+    most = INT32_MAX if max_tokens is None else max_tokens
+    options = read_sampling(fields, n_high=app.options.max_choices, max_tokens=most, n_top=n_top or 0)
+    fields.finish(_NEUTRAL)
+    if streams and (options.best_of or 1) > options.num_return_sequences:
+        raise fields.refuse("best_of", "expected at most n with stream, got more", "unsupported")
     async with app.generating.place():
         ids = await app.in_thread(lambda: _encode(served, model, messages))
-        limit = room(model, len(ids)) if max_tokens is None else max_tokens
-        options = read_sampling(fields, n_high=app.options.max_choices, max_tokens=limit, n_top=n_top or 0)
-        fields.finish(_NEUTRAL)
-        if streams and (options.best_of or 1) > options.num_return_sequences:
-            raise fields.refuse("best_of", "expected at most n with stream, got more", "unsupported")
+        if max_tokens is None:
+            limit = room(model, len(ids))
+            options = replace(options, max_new_tokens=limit, min_new_tokens=min(options.min_new_tokens, limit))
         tokenizer = need_tokenizer(model, "chat")
         run = await app.in_thread(
             lambda: Generation(model, tokenizer, [ids], options, name="messages", logprobs=wanted)
         )
         listing = _Listing(tokenizer, n_top or 0, wanted=wanted)
         try:
+            run.submit(streams=streams)
             if streams:
                 await _stream(app, exchange, served.name, run, listing, usage=usage)
             else:
                 await run.finish()
                 await exchange.reply(await app.in_thread(lambda: _answer(served.name, run, listing)))
         finally:
+            run.cancel()
             numbers = run.usage
             app.count_tokens(exchange, served.name, numbers["prompt_tokens"], numbers["completion_tokens"])
 

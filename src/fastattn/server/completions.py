@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests
 from fastattn.generation.scoring import prompt_records
 from fastattn.server import fields as reading
+from fastattn.server.encoding import Stop, run_stoppable
 from fastattn.server.exchange import Exchange, finite
 from fastattn.server.generation import Generation, Piece, tokens_of
 from fastattn.server.sampling import MAX_TOP, NEUTRAL, read_sampling, read_stream
@@ -49,15 +49,19 @@ class Job:
         """Return which prompt a text belongs to."""
         return index // self.options.num_return_sequences
 
-    def listed_prompt(self, index: int) -> Json | None:
-        """Return the log-probabilities of a prompt's tokens, if they are wanted. Computes them."""
-        if self.n_top is None:
-            return None
-        found = prompt_records(self.model, self.ids[index], self.n_top)
+    def listed_prompts(self, stop: Stop) -> list[Json | None]:
+        """Compute the log-probabilities of the tokens of each prompt; None if they are not wanted."""
+        found: list[Json | None] = [None] * len(self.ids)
+        if self.echo and self.n_top is not None:
+            for i in range(len(found)):
+                stop.check()
+                found[i] = self._listed_prompt(i, self.n_top)
+        return found
+
+    def _listed_prompt(self, index: int, n_top: int) -> Json:
+        found = prompt_records(self.model, self.ids[index], n_top)
         values = [None if value is None else finite(value) for value, _ in found]
-        tops: list[Any] = [
-            None if not self.n_top or top is None else (top[0], top[1].clip(min=-9999.0)) for _, top in found
-        ]
+        tops: list[Any] = [None if not n_top or top is None else (top[0], top[1].clip(min=-9999.0)) for _, top in found]
         return completion_logprobs(self.tokenizer, self.ids[index].tolist(), values, tops, 0)
 
 
@@ -79,12 +83,15 @@ async def complete(app: App, exchange: Exchange) -> None:
     async with app.generating.place():
         job, run = await app.in_thread(lambda: _prepare(served.name, model, prompts, options, n_top, echo))
         try:
+            prompts_listed = await run_stoppable(app, job.listed_prompts)
+            run.submit(streams=streams)
             if streams:
-                await _stream(app, exchange, job, run, usage=usage)
+                await _stream(app, exchange, job, run, prompts_listed, usage=usage)
             else:
                 await run.finish()
-                await exchange.reply(await app.in_thread(lambda: _answer(job, run)))
+                await exchange.reply(await app.in_thread(lambda: _answer(job, run, prompts_listed)))
         finally:
+            run.cancel()
             numbers = run.usage
             app.count_tokens(exchange, served.name, numbers["prompt_tokens"], numbers["completion_tokens"])
 
@@ -110,9 +117,8 @@ def _ids(model: CausalLM, tokenizer: Tokenizer, prompt: Any, place: str) -> NDAr
     return read_prompts(model, prompt, ones, GenerationOptions(overflow="slide"), name=place).ids[0]
 
 
-def _answer(job: Job, run: Generation) -> Json:
+def _answer(job: Job, run: Generation, prompts: list[Json | None]) -> Json:
     choices = []
-    prompts = {i: job.listed_prompt(i) for i in range(len(job.ids))} if job.echo else {}
     for index, request in enumerate(best_requests(run.requests)):
         place = job.prompt_of(index)
         before = job.before[place]
@@ -146,7 +152,9 @@ def _joined(first: Json | None, second: Json) -> Json:
     return {key: [*first[key], *moved[key]] for key in first}
 
 
-async def _stream(app: App, exchange: Exchange, job: Job, run: Generation, *, usage: bool) -> None:
+async def _stream(
+    app: App, exchange: Exchange, job: Job, run: Generation, prompts: list[Json | None], *, usage: bool
+) -> None:
     first = {**head("text_completion", job.name, chat=False)}
     extra: Json = {"usage": None} if usage else {}
 
@@ -155,9 +163,6 @@ async def _stream(app: App, exchange: Exchange, job: Job, run: Generation, *, us
         return {**first, "choices": [choice], **extra}
 
     offsets = [len(job.before[job.prompt_of(i)]) for i in range(len(run.requests))]
-    prompts: dict[int, Json | None] = {}
-    if job.echo:
-        prompts = await app.in_thread(lambda: {i: job.listed_prompt(i) for i in range(len(job.ids))})
     await exchange.start_events()
     if job.echo:
         for index in range(len(run.requests)):
@@ -185,11 +190,10 @@ def _of_piece(job: Job, tokens: Tokens, offset: int) -> Json | None:
 
 
 async def timed(app: App, name: str, run: Generation) -> AsyncIterator[Piece]:
-    """Yield the pieces of a generation; record when the first one came. Closing it stops the work."""
+    """Yield the pieces of a generation; record when the first one came."""
     begin, seen = time.monotonic(), False
-    async with contextlib.aclosing(run.pieces()) as pieces:
-        async for piece in pieces:
-            if not seen:
-                seen = True
-                app.metrics.first_token_seconds.labels(name).observe(time.monotonic() - begin)
-            yield piece
+    async for piece in run.pieces():
+        if not seen:
+            seen = True
+            app.metrics.first_token_seconds.labels(name).observe(time.monotonic() - begin)
+        yield piece

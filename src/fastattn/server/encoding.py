@@ -45,16 +45,21 @@ async def encode(app: App, work: Callable[[Stop], _Result]) -> _Result:
     The place stays taken until the function has ended.
     """
     async with app.encoding.place():
-        stop = Stop()
-        running = asyncio.ensure_future(app.in_thread(lambda: work(stop)))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({running})
-            if not running.cancelled():
-                running.exception()  # it is known: Stopped, or an error that nobody waits for
-            raise
+        return await run_stoppable(app, work)
+
+
+async def run_stoppable(app: App, work: Callable[[Stop], _Result]) -> _Result:
+    """Run a function in a thread; if the task is canceled, stop it at its next `check` and wait for its end."""
+    stop = Stop()
+    running = asyncio.ensure_future(app.in_thread(lambda: work(stop)))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # it is known: Stopped, or an error that nobody waits for
+        raise
 
 
 def parts(lengths: Sequence[int], stop: Stop) -> Iterator[list[int]]:

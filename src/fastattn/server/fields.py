@@ -23,6 +23,7 @@ from fastattn.server.problems import Problem
 _Value = TypeVar("_Value")
 _MAX_VALUES = 1_000_000
 _MAX_DEPTH = 64
+_MAX_NAME_CHARS = 60
 
 
 def parse_body(data: bytes) -> Fields:
@@ -122,7 +123,8 @@ class Fields:
                 continue
             if name not in table:
                 near = closest(name, (*self._taken, *table))
-                raise self.refuse(name, f"unknown field{near}", "unknown_field")
+                shown = name if name.isidentifier() and len(name) <= _MAX_NAME_CHARS else quote(name)
+                raise self.refuse(shown, f"unknown field{near}", "unknown_field")
             try:
                 check_neutral({name: value}, table, "request", (), empty=True)
             except (InputError, DTypeError) as error:

@@ -59,6 +59,7 @@ class Generation:
         for request in self.requests:
             request.wants_logprobs = request.wants_logprobs or logprobs
         self._model, self._logprobs = model, logprobs
+        self._call: Call | None = None
         self._per_prompt = options.n_requests
 
     @property
@@ -68,36 +69,36 @@ class Generation:
         n_new = sum(request.new_len for request in self.requests)
         return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
 
+    def submit(self, *, streams: bool) -> None:
+        """Give the texts to the engine. Raises OutOfMemory if they can never run. `cancel` stops them."""
+        ahead = RUN_AHEAD * len(self.requests) if streams else None
+        self._call = Call(self.requests, every_token=streams, run_ahead=ahead)
+        self._model.engine.submit(self._call)
+
+    def cancel(self) -> None:
+        """Stop the work after the running step. Does nothing at its end."""
+        if self._call is not None:
+            self._model.engine.cancel(self._call)
+
     async def finish(self) -> None:
-        """Run all texts to their end. Cancelling the task stops the work."""
-        call = Call(self.requests)
-        await self._submit(call)
-        try:
-            while await self._model.engine.take_async(call) is not None:
-                pass
-        finally:
-            self._model.engine.cancel(call)
+        """Wait until all texts have ended."""
+        assert self._call is not None
+        while await self._model.engine.take_async(self._call) is not None:
+            pass
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield the texts in pieces, as they are generated. Closing the iterator stops the work."""
-        call = Call(self.requests, every_token=True, run_ahead=RUN_AHEAD * len(self.requests))
+        """Yield the texts in pieces, as they are generated."""
+        assert self._call is not None
         places = {id(request): (i, _Progress()) for i, request in enumerate(self.requests)}
         for i, request in enumerate(self.requests):
-            if request.finish_reason is not None:
+            if not request.max_new_tokens:
                 yield Piece(i, "", Tokens([], [], []), True)
-        await self._submit(call)
-        try:
-            while (draw := await self._model.engine.take_async(call)) is not None:
-                index, progress = places[id(draw.request)]
-                progress.n_taken += draw.token_id is not None
-                progress.n_chars += len(draw.piece)
-                if draw.piece or draw.ends:
-                    yield Piece(index, draw.piece, self._tokens(draw.request, progress, ends=draw.ends), draw.ends)
-        finally:
-            self._model.engine.cancel(call)
-
-    async def _submit(self, call: Call) -> None:
-        self._model.engine.submit(call)
+        while (draw := await self._model.engine.take_async(self._call)) is not None:
+            index, progress = places[id(draw.request)]
+            progress.n_taken += draw.token_id is not None
+            progress.n_chars += len(draw.piece)
+            if draw.piece or draw.ends:
+                yield Piece(index, draw.piece, self._tokens(draw.request, progress, ends=draw.ends), draw.ends)
 
     def _tokens(self, request: Request, progress: _Progress, *, ends: bool) -> Tokens:
         """Return the tokens since the last piece that no stop string can remove any more."""

@@ -121,8 +121,7 @@ def bind(options: ServeOptions) -> socket.socket:
         listener = socket.socket(family, kind)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
+            listener.bind(address)  # uvicorn listens, when the models are loaded
         except BaseException:
             listener.close()
             raise
