@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fastattn.server import chat, completions, embeddings, scores, texts, vectors
 from fastattn.server.exchange import Exchange
+from fastattn.server.page import page
 
 if TYPE_CHECKING:
     from fastattn.server.app import App
@@ -22,6 +23,12 @@ async def health(app: App, exchange: Exchange) -> None:
 async def live(app: App, exchange: Exchange) -> None:
     """Say that the process runs."""
     await exchange.reply(b"", kind="text/plain")
+
+
+async def front(app: App, exchange: Exchange) -> None:
+    """Send the page that tries the models."""
+    body, headers = page()
+    await exchange.reply(body, headers=headers, kind="text/html; charset=utf-8")
 
 
 async def metrics(app: App, exchange: Exchange) -> None:
@@ -45,6 +52,7 @@ def _entry(name: str, created: int) -> dict[str, object]:
 
 
 ROUTES: Mapping[str, Mapping[str, Handler]] = {
+    "/": {"GET": front},
     "/health": {"GET": health},
     "/live": {"GET": live},
     "/metrics": {"GET": metrics},
