@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,13 @@ def test_embed(http: httpx.Client, embedder: fa.SentenceTransformer) -> None:
 def test_many_texts_in_one_request(http: httpx.Client, embedder: fa.SentenceTransformer) -> None:
     texts = [" ".join(TEXTS[j % 4] for j in range(i % 3)) + f" film {i}" for i in range(100)]
     assert (float32(post(http, "/embed", {"inputs": texts})) == embedder.encode(texts, normalize_embeddings=True)).all()
+
+
+def test_concurrent_requests_equal_those_alone(server: Live, embedder: fa.SentenceTransformer) -> None:
+    texts = [" ".join(TEXTS[: 1 + i % 4]) + f" {i}" for i in range(24)]
+    with server.client() as client, ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda text: post(client, "/embed", {"inputs": text})[0], texts))
+    assert (float32(found) == [embedder.encode(text, normalize_embeddings=True) for text in texts]).all()
 
 
 def test_embed_all(http: httpx.Client, embedder: fa.SentenceTransformer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import openai
 import pytest
 
 from fastattn.server.models import Served, load_models
@@ -86,6 +89,91 @@ def test_a_waiting_client_that_leaves_makes_room(slow_model: tuple[SlowModel, Se
         running.join(WAIT)
         assert first[0].status_code == 200
         assert gate.running == 0
+
+
+def test_openais_client_closes_a_stream(slow_model: tuple[SlowModel, Served]) -> None:
+    model, served = slow_model
+    model.go.set()
+    with (
+        live([served]) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=WAIT, max_retries=0) as client,
+    ):
+        stream = client.completions.create(model="slow", prompt="hello", max_tokens=4000, seed=1, stream=True)
+        assert next(iter(stream)).choices[0].finish_reason is None
+        model.go.clear()
+        stream.close()
+        eventually(lambda: server.app.generating.running == 0, "the place is free")
+        before = model.steps
+        model.go.set()
+        eventually(lambda: model.executor.open_caches == 0, "its cache is closed")
+        assert model.steps <= before + 1
+
+
+def test_nothing_is_written_to_clients_that_are_gone(
+    slow_model: tuple[SlowModel, Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, served = slow_model
+    model.go.set()
+    with live([served]) as server:
+        for _ in range(5):
+            with server.connect() as client:
+                client.sendall(raw_request({**BODY, "max_tokens": 4000, "n": 4, "stream": True}))
+                assert client.recv(2000).startswith(b"HTTP/1.1 200")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+            eventually(lambda: server.app.generating.running == 0, "the place is free")
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(slow_model: tuple[SlowModel, Served], number: float) -> None:
+    model, served = slow_model
+    model.go.set()
+
+    def logits(ids: list[int]) -> Any:
+        row = np.zeros(model.executor.program.values[0].width)
+        row[7] = number if len(ids) > 6 else 30.0
+        return row
+
+    model.executor.logits_of = logits
+    with live([served]) as server, server.client() as client:
+        found = post(server, max_tokens=10)
+        assert (found.status_code, found.json()["error"]["code"]) == (500, "not_finite")
+        with client.stream("POST", "/v1/completions", json={**BODY, "max_tokens": 10, "stream": True}) as response:
+            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        assert json.loads(lines[0])["choices"]
+        assert json.loads(lines[-1])["error"]["code"] == "not_finite"
+        assert post(server, max_tokens=1).status_code == 200
+    assert model.executor.open_caches == 0
+
+
+def test_probabilities_of_zero_are_json(slow_model: tuple[SlowModel, Served]) -> None:
+    model, served = slow_model
+    model.go.set()
+
+    def logits(ids: list[int]) -> Any:
+        row = np.full(model.executor.program.values[0].width, -np.inf)
+        row[7] = 0.0
+        return row
+
+    model.executor.logits_of = logits
+    with live([served]) as server:
+        found = post(server, prompt="hello the hello", max_tokens=2, logprobs=3, echo=True)
+    listed = found.json()["choices"][0]["logprobs"]
+    assert listed["token_logprobs"][-2:] == [0.0, 0.0]
+    assert set(listed["token_logprobs"][1:-2]) == {-9999.0}
+    assert sorted(listed["top_logprobs"][-1].values()) == [-9999.0, -9999.0, 0.0]
+
+
+def test_tokens_are_counted(slow_model: tuple[SlowModel, Served]) -> None:
+    model, served = slow_model
+    model.go.set()
+    with live([served]) as server, server.client() as client:
+        usage = [post(server, seed=seed).json()["usage"] for seed in (1, 2)]
+        text = client.get("/metrics").text
+        n_prompt = sum(one["prompt_tokens"] for one in usage)
+        assert f'fastattn_prompt_tokens_total{{model="slow"}} {float(n_prompt)}' in text
+        assert 'fastattn_new_tokens_total{model="slow"} 6.0' in text
+        assert 'fastattn_requests_total{route="/v1/completions",status="200"} 2.0' in text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -371,6 +371,12 @@ def _add_serve(commands: _Commands) -> None:
         help="listen at an address that other machines reach without API keys",
     )
     add_flags(parser, LoadOptions)
+    parser.add_argument(
+        "--kv-cache-bytes",
+        type=integer(1),
+        metavar="N",
+        help="bytes of keys and values of each language model (default: a part of the free memory)",
+    )
 
 
 def _add_completion(commands: _Commands) -> None:

@@ -114,6 +114,7 @@ class Exchange:
         """Send one event. It waits while the client reads slower than events come."""
         data = value if isinstance(value, bytes) else to_json(value)
         await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+        await asyncio.sleep(0)  # several pieces may be ready: let the event loop see that the client is gone
 
     async def end_events(self) -> None:
         """Send OpenAI's last event, and end the response."""

@@ -53,10 +53,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Write the logs of fastattn and of uvicorn as JSON lines to standard error."""
+    """Write the logs of fastattn, uvicorn and asyncio as JSON lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, lowest in (("fastattn", logging.NOTSET), ("uvicorn", logging.WARNING)):
+    for name, lowest in (("fastattn", logging.NOTSET), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
