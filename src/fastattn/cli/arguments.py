@@ -375,7 +375,7 @@ def _add_serve(commands: _Commands) -> None:
         "--kv-cache-bytes",
         type=integer(1),
         metavar="N",
-        help="bytes of keys and values of each language model (default: a part of the free memory)",
+        help="bytes of keys and values of each language model (default: a quarter of the memory)",
     )
 
 
