@@ -9,7 +9,8 @@ import openai
 import pytest
 
 import fastattn as fa
-from tests.server.live import Live
+from fastattn.server.models import Served
+from tests.server.live import Live, live
 
 CHAT: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello there"}]
 RENDERED = "<system>Be brief.<user>hello there<assistant>"
@@ -95,3 +96,15 @@ def test_neutral_fields_change_nothing(client: openai.OpenAI) -> None:
         **given, user="me", store=False, metadata={"a": "b"}, tools=[], tool_choice="none", service_tier="auto"
     )
     assert plain.choices[0].message == other.choices[0].message
+
+
+def test_a_template_of_the_settings(server: Live) -> None:
+    model = server.app.models.generators()["chat"]
+    served = Served("other", "", {"generate": model}, template="{{ messages[0].content }}")
+    with live([served]) as other, other.client() as client:
+        body = {"messages": [{"role": "user", "content": "hello there"}], "max_tokens": 6, "seed": 2}
+        chat = client.post("/v1/chat/completions", json=body).json()
+        plain = {"prompt": "hello there", "max_tokens": 6, "seed": 2}
+        text = client.post("/v1/completions", json=plain).json()
+    assert chat["choices"][0]["message"]["content"] == text["choices"][0]["text"]
+    assert chat["usage"] == text["usage"]

@@ -19,6 +19,7 @@ import pytest
 from fastattn.server.models import Served, load_models
 from fastattn.server.options import ModelSpec
 from tests.server.live import REVIEWS, WAIT, Live, SlowModel, live
+from tests.tasks.structured_models import PAGE_BYTES
 
 BODY = {"model": "slow", "prompt": "hello", "max_tokens": 3, "seed": 1}
 JSON = {"content-type": "application/json"}
@@ -144,6 +145,18 @@ def test_numbers_that_are_not_finite(slow_model: tuple[SlowModel, Served], numbe
         assert json.loads(lines[-1])["error"]["code"] == "not_finite"
         assert post(server, max_tokens=1).status_code == 200
     assert model.executor.open_caches == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_that_never_fits_the_memory_is_refused(folders: dict[str, Path], stream: bool) -> None:
+    models = load_models(
+        [ModelSpec(path=str(folders["chat"]), name="slow")], {"threads": 1, "kv_cache_bytes": PAGE_BYTES}
+    )
+    with live(list(models)) as server:
+        found = post(server, max_tokens=200, stream=stream)
+        assert (found.status_code, found.json()["error"]["code"]) == (400, "too_large")
+        assert post(server).status_code == 200
+    models.close()
 
 
 def test_probabilities_of_zero_are_json(slow_model: tuple[SlowModel, Served]) -> None:
