@@ -140,7 +140,7 @@ def test_echo_scores_the_prompt(client: openai.OpenAI, lm: CausalLM) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"stop": ["the"]}, {"n": 3}, {"echo": True}])
 def test_stream_has_the_same_texts_and_logprobs(client: openai.OpenAI, options: dict[str, Any]) -> None:
-    given = {"model": MODEL, "prompt": [PROMPT, "The sea"], "max_tokens": 24, "seed": 11, "logprobs": 2, **options}
+    given = {"model": MODEL, "prompt": [PROMPT, "The sea"], "max_tokens": 14, "seed": 11, "logprobs": 2, **options}
     whole = client.completions.create(**given)
     texts = dict.fromkeys(range(len(whole.choices)), "")
     values: dict[int, list[Any]] = {i: [] for i in texts}
@@ -189,7 +189,7 @@ def test_concurrent_requests_equal_those_alone(server: Live, lm: CausalLM) -> No
 
             async def one(i: int) -> Any:
                 given: dict[str, Any] = {"model": MODEL, "prompt": PROMPT[: 4 + i % 9], "seed": i, "logprobs": 1}
-                given |= {"max_tokens": 8 + i, "temperature": 0.5 + 0.02 * i}
+                given |= {"max_tokens": 4 + i // 2, "temperature": 0.5 + 0.02 * i}
                 if i % 2:
                     return (await client.completions.create(**given)).choices[0]
                 text, values = "", list[float]()
@@ -203,7 +203,7 @@ def test_concurrent_requests_equal_those_alone(server: Live, lm: CausalLM) -> No
 
     for i, found in enumerate(asyncio.run(run())):
         text, logprobs, _ = alone(
-            lm, ids_of(lm, PROMPT[: 4 + i % 9]), max_new_tokens=8 + i, seed=i, temperature=0.5 + 0.02 * i
+            lm, ids_of(lm, PROMPT[: 4 + i % 9]), max_new_tokens=4 + i // 2, seed=i, temperature=0.5 + 0.02 * i
         )
         if i % 2:
             found = (found.text, found.logprobs.token_logprobs)

@@ -10,7 +10,7 @@ import numpy as np
 from fastattn.checks import Neutral, check_str
 from fastattn.server.embedding import Request, embed, read_dimensions
 from fastattn.server.encoding import Limit, encode
-from fastattn.server.exchange import Exchange
+from fastattn.server.exchange import Exchange, rows_to_json, to_json
 from fastattn.server.fields import Fields, read_prompts
 
 if TYPE_CHECKING:
@@ -28,13 +28,15 @@ async def embeddings(app: App, exchange: Exchange) -> None:
     request = Request(inputs, Limit(Fields({})), dimensions=dimensions, name="input")
     vectors, n_tokens = await encode(app, lambda stop: embed(model, request, stop))
 
-    def answer() -> dict[str, object]:
-        rows: list[object] = vectors.tolist()
-        if as_base64:
-            rows = [base64.b64encode(row.astype(np.dtype("<f4")).tobytes()).decode("ascii") for row in vectors]
-        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    def entry(index: int) -> dict[str, object]:
+        row = vectors[index]
+        shown = base64.b64encode(row.astype(np.dtype("<f4")).tobytes()).decode("ascii") if as_base64 else row.tolist()
+        return {"object": "embedding", "index": index, "embedding": shown}
+
+    def answer() -> bytes:
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-        return {"object": "list", "data": data, "model": served.name, "usage": usage}
+        rest = to_json({"object": "list", "model": served.name, "usage": usage})
+        return rest[:-1] + b',"data":' + rows_to_json(map(entry, range(len(vectors)))) + b"}"
 
     app.count_tokens(exchange, served.name, n_tokens)
     await exchange.reply(await app.in_thread(answer))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -25,6 +25,11 @@ NOT_FINITE = -9999.0  # OpenAI's log-probability of a token that cannot occur
 def to_json(value: Any) -> bytes:
     """Return compact JSON. Raises ValueError for NaN and infinity."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+
+
+def rows_to_json(rows: Iterable[Any]) -> bytes:
+    """Return a JSON list. It is made row by row, so that a thread that makes a long one lets the event loop run."""
+    return b"[" + b",".join(map(to_json, rows)) + b"]"
 
 
 class Exchange:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastattn.server.embedding import Request, embed_tokens, read_dimensions, read_prompt_name
 from fastattn.server.embedding import embed as compute
 from fastattn.server.encoding import Limit, Stop, encode, parts, token_counts
-from fastattn.server.exchange import Exchange
+from fastattn.server.exchange import Exchange, rows_to_json
 from fastattn.server.fields import Fields, read_prompts
 from fastattn.tasks.sparse_encoder import SparseEncoder
 
@@ -29,7 +29,7 @@ async def embed(app: App, exchange: Exchange) -> None:
     fields.finish()
     found, n_tokens = await encode(app, lambda stop: compute(model, request, stop))
     app.count_tokens(exchange, served.name, n_tokens)
-    await exchange.reply(await app.in_thread(found.tolist))
+    await exchange.reply(await app.in_thread(lambda: rows_to_json(row.tolist() for row in found)))
 
 
 async def embed_all(app: App, exchange: Exchange) -> None:
@@ -41,7 +41,7 @@ async def embed_all(app: App, exchange: Exchange) -> None:
     fields.finish()
     found, n_tokens = await encode(app, lambda stop: embed_tokens(model, request, stop))
     app.count_tokens(exchange, served.name, n_tokens)
-    await exchange.reply(await app.in_thread(lambda: [rows.tolist() for rows in found]))
+    await exchange.reply(await app.in_thread(lambda: rows_to_json(rows.tolist() for rows in found)))
 
 
 async def embed_sparse(app: App, exchange: Exchange) -> None:
@@ -53,7 +53,7 @@ async def embed_sparse(app: App, exchange: Exchange) -> None:
     fields.finish()
     found, n_tokens = await encode(app, lambda stop: _sparse(model, inputs, limit, prompt_name, stop))
     app.count_tokens(exchange, served.name, n_tokens)
-    await exchange.reply(found)
+    await exchange.reply(await app.in_thread(lambda: rows_to_json(found)))
 
 
 def _sparse(
