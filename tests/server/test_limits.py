@@ -222,7 +222,7 @@ def test_a_request_that_takes_too_long(slow_model: tuple[SlowModel, Served]) -> 
 def test_a_slow_reader_does_not_hold_the_others(slow_model: tuple[SlowModel, Served]) -> None:
     model, served = slow_model
     model.go.set()
-    with live([served], request_timeout_s=2.0) as server:
+    with live([served], request_timeout_s=3.0) as server:
         with server.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.sendall(raw_request({**BODY, "max_tokens": 4000, "n": 8, "logprobs": 20, "stream": True}))

@@ -20,7 +20,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     model, served = slow(tmp_path_factory.mktemp("slow"))
     model.go.set()
     with live(
-        [served], max_body_bytes=2000, body_timeout_s=0.3, header_timeout_s=0.3, keep_alive_s=0.3, max_connections=40
+        [served], max_body_bytes=2000, body_timeout_s=1.0, header_timeout_s=1.0, keep_alive_s=1.0, max_connections=40
     ) as found:
         yield found
 
