@@ -14,6 +14,7 @@ import pytest
 
 from fastattn.server.routes import ROUTES
 from tests.server.live import Live
+from tests.server.test_limits import eventually
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def test_the_metrics_that_it_shows_exist(server: Live, response: httpx.Response)
     with server.client() as client:
         client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
         client.post("/v1/completions", json={"prompt": "a", "max_tokens": "x"})
-        text = client.get("/metrics").text
-    names = re.findall(r'sum\("([^"]+)"\)', response.text)
-    assert len(names) == 6
-    for name in names:
-        assert re.search(rf"^{name}{{", text, re.MULTILINE), name
+        names = re.findall(r'sum\("([^"]+)"\)', response.text)
+        assert len(names) == 6
+        for name in names:
+            pattern = re.compile(rf"^{name}{{", re.MULTILINE)
+            eventually(lambda pattern=pattern: pattern.search(client.get("/metrics").text), name)
 
 
 def test_its_script_is_valid(response: httpx.Response, tmp_path: Path) -> None:
