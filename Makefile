@@ -158,7 +158,7 @@ coverage: $(S)/build-tools $(S)/test-tools $(S)/dependencies
 audit: $(S)/venv
 	$(PIP) pip-audit cyclonedx-bom
 	$(PYTHON) -m venv --clear --without-pip $(VENV)/users
-	$(PY) -m pip --python $(VENV)/users/bin/python install --quiet $$($(PY) tools/extra.py dependencies hub completion)
+	$(PY) -m pip --python $(VENV)/users/bin/python install --quiet $$($(PY) tools/extra.py dependencies hub completion server)
 	@mkdir -p build
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(VENV)/users/bin/python
 	@echo "build/sbom.json: written"

@@ -22,6 +22,7 @@ PYTHON_LAYERS = (
     ("__init__", "__main__", "cli", "util"),
     ("bertopic", "chromadb", "keybert", "langchain", "llama_index", "lm_eval", "sklearn"),
     ("bench",),
+    ("server",),
     ("viz",),
     ("tasks",),
     ("api",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import fastattn
 from fastattn.api.load_options import MAX_THREADS, LoadOptions
@@ -15,6 +15,7 @@ from fastattn.cli.values import assignment, file_name, integer, integers, names,
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.generation.options import GenerationOptions
 from fastattn.options import INT32_MAX
+from fastattn.server.options import KINDS, ServeOptions
 
 MAX_BENCH_SECONDS = 600
 _OF_HEADS = ("head_dtype",)  # only for commands whose models may compute logits over a vocabulary
@@ -36,7 +37,7 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     add: tuple[Callable[[_Commands], None], ...] = (
         _add_info, _add_generate, _add_chat, _add_classify, _add_embed, _add_rerank, _add_run, _add_look, _add_check,
-        _add_verify, _add_quality, _add_quantize, _add_bench, _add_completion,
+        _add_verify, _add_quality, _add_quantize, _add_bench, _add_serve, _add_completion,
     )  # fmt: skip
     for add_command in add:
         add_command(commands)
@@ -340,6 +341,41 @@ def _add_bench(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--keep", type=some_text("a folder"), metavar="DIR", help="folder for converted models (default: temporary)"
+    )
+
+
+def _add_serve(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve models over HTTP, as OpenAI's API and Text Embeddings Inference do",
+        description="Serve models over HTTP until SIGTERM or Ctrl-C. Each setting has a flag, a variable "
+        "FASTATTN_SERVE_NAME and a key in the settings file; a flag takes precedence over a variable, and a variable "
+        'over the file. It needs pip install "fastattn[server]".',
+    )
+    add: dict[str, Any] = {"action": "append", "type": some_text("a folder or a hub id"), "metavar": "[NAME=]DIR"}
+    parser.add_argument(
+        "-m",
+        "--model",
+        dest="models",
+        help="a model's folder or hub id, used for what it was trained for; repeatable (default: the demo models)",
+        **add,
+    )
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}-model", dest=f"{kind}_models", help=f"a model to {kind} with; repeatable", **add)
+    parser.add_argument("--config", type=some_text("a file"), metavar="FILE.toml", help="read settings from a file")
+    add_flags(parser, ServeOptions)
+    parser.add_argument(
+        "--allow-no-key",
+        action="store_const",
+        const=True,
+        help="listen at an address that other machines reach without API keys",
+    )
+    add_flags(parser, LoadOptions)
+    parser.add_argument(
+        "--kv-cache-bytes",
+        type=integer(1),
+        metavar="N",
+        help="bytes of keys and values of each language model (default: a quarter of the memory)",
     )
 
 

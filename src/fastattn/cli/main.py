@@ -52,7 +52,7 @@ def _main(words: list[str]) -> int:
     if args is None:
         return 0
     _check_together(args)
-    if args.command not in ("embed", "look", "quantize") or (args.command == "embed" and args.output is None):
+    if args.command not in ("embed", "look", "quantize", "serve") or (args.command == "embed" and args.output is None):
         streams.check_output()
     code = _run(args)
     streams.flush()
@@ -126,6 +126,10 @@ def _run(args: argparse.Namespace) -> int:
         from fastattn.cli.chat import chat
 
         return chat(args)
+    if args.command == "serve":
+        from fastattn.cli.serve import serve
+
+        return serve(args)
     if args.command == "look":
         from fastattn.cli.look import look
 

@@ -39,7 +39,7 @@ from fastattn.tasks.sentence.prompts import (
     with_prompt,
 )
 from fastattn.tasks.sentence.stack import load_stack
-from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation
+from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation, read_token_ids
 from fastattn.tasks.sentence.windows import Part, Window, WindowEncoder, batches_by_length, stream
 from fastattn.tokenizer import Tokenizer, check_text, check_texts, is_list_like
 from fastattn.tokenizer.inputs import read_pairs
@@ -301,6 +301,35 @@ class SentenceTransformer(EncodeMethods):
             cut=cut,
         )
         return self._encode(check_texts(sentences, "sentences"), options), cut
+
+    def encode_ids(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the vectors [n, d] of texts that are token ids already; no special token or prompt is added.
+
+        Raises DTypeError, InputError for ids that the model does not have, ContextLengthError.
+        """
+        options = EncodeOptions(
+            batch_size=batch_size,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            name="token_ids",
+        )
+        self._check_output(SENTENCE)
+        limit = len(self.tokenizer)
+        if isinstance(self._first, Transformer):
+            limit = self._first.auto_model.config.vocab_size
+        encoded = read_token_ids(token_ids, limit, self.max_seq_length, options.where)
+        found = np.zeros((len(encoded), self._stack.width), np.float32)[:, : self._width(options)]
+        for batch in batches_by_length(encoded, options.batch_size):
+            vectors = self._run([encoded[i] for i in batch], batch, 0, options)
+            found[batch] = vectors.sentences[SENTENCE]
+        return found
 
     def _encode(self, sentences: object, options: EncodeOptions) -> Any:
         single = not is_list_like(sentences)

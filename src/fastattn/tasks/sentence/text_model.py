@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastattn.api.model import Model
 from fastattn.checks import check_count
+from fastattn.errors import ContextLengthError, InputError
 from fastattn.tasks.pipeline_inputs import check_fits
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.call import TruncationArg
@@ -181,6 +182,29 @@ class TextModel(Generic[ModelType]):
         if self.tokenizer.id_limit > self.auto_model.config.vocab_size:
             for (ids, _), name in zip(encoded, where, strict=True):
                 check_fits(self.auto_model, self.tokenizer, ids, name)
+
+
+def read_token_ids(
+    token_ids: Sequence[Sequence[int]], vocab_size: int, longest: float, where: Callable[[int], str]
+) -> Encoded:
+    """Return token ids of a caller as a tokenizer gives them, with token type 0. where: the name of each in messages.
+
+    Raises DTypeError, InputError, ContextLengthError.
+    """
+    encoded = []
+    for i, ids in enumerate(token_ids):
+        found = [check_count(where(i), token_id, high=vocab_size - 1) for token_id in ids]
+        if not found:
+            raise InputError(f"{where(i)}: expected at least one token id, got none")
+        if len(found) > longest:
+            raise ContextLengthError(
+                f"{where(i)}: expected at most {longest} token ids, got {len(found)}",
+                index=i,
+                n_tokens=len(found),
+                context=int(longest),
+            )
+        encoded.append((np.array(found, np.int32), np.zeros(len(found), np.int32)))
+    return encoded
 
 
 def _lowercase(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,0 +1,178 @@
+"""Clients that send slowly, too much, or nothing, on raw sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.live import WAIT, Live, live, slow
+from tests.server.test_limits import BODY, eventually, post, raw_request
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    model, served = slow(tmp_path_factory.mktemp("slow"))
+    model.go.set()
+    with live(
+        [served], max_body_bytes=2000, body_timeout_s=1.0, header_timeout_s=1.0, keep_alive_s=1.0, max_connections=40
+    ) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def serves_others(server: Live) -> Iterator[None]:
+    """Check that other clients are served during and after each test, and that nothing is left."""
+    yield
+    assert post(server).status_code == 200
+    eventually(lambda: server.app.n_running == 0, "requests have ended")
+    eventually(lambda: len(server.server.server_state.connections) == 0, "connections are closed")
+
+
+def received(client: socket.socket) -> bytes:
+    """Return all that comes until the server closes the connection."""
+    client.settimeout(WAIT)
+    data = b""
+    try:
+        while part := client.recv(65536):
+            data += part
+    except ConnectionResetError:  # it closed while something was on its way
+        pass
+    return data
+
+
+def status_of(data: bytes) -> int:
+    return int(data.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("start", [b"", b"POST", b"POST / HTTP/1.1\r\nhost: loc", HEAD])
+def test_headers_that_do_not_come(server: Live, start: bytes) -> None:
+    with server.connect() as client:
+        client.sendall(start)
+        assert received(client) == b""
+
+
+def test_headers_byte_by_byte_do_not_extend_the_time(server: Live) -> None:
+    with server.connect() as client:
+        client.settimeout(0.05)
+        sent = 0
+        for byte in HEAD + b"x-a: " + b"a" * 1000:
+            try:
+                client.sendall(bytes([byte]))
+                sent += 1
+                if client.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        assert sent < 100
+
+
+def test_a_body_that_does_not_come(server: Live) -> None:
+    with server.connect() as client:
+        client.sendall(HEAD + b'content-length: 100\r\n\r\n{"model"')
+        data = received(client)
+    assert status_of(data) == 408
+    assert b'"code":"body_timeout"' in data
+    assert b"connection: close" in data
+
+
+def test_a_second_request_that_does_not_come(server: Live) -> None:
+    request = raw_request(BODY)
+    with server.connect() as client:
+        client.sendall(request + request[:40])
+        assert status_of(received(client)) == 200
+
+
+def test_an_idle_connection_closes(server: Live) -> None:
+    with server.connect() as client:
+        client.sendall(raw_request(BODY))
+        data = received(client)
+    assert status_of(data) == 200
+    assert data.endswith(b"}")
+
+
+def test_a_body_that_is_announced_too_large(server: Live) -> None:
+    for length in (b"2001", b"99999999999999999999", b"2000000000"):
+        with server.connect() as client:
+            client.sendall(HEAD + b"content-length: " + length + b"\r\n\r\n")
+            data = received(client)
+        assert status_of(data) == 413
+        assert b'"code":"body_too_large"' in data
+
+
+def test_a_chunked_body_that_is_too_large(server: Live) -> None:
+    with server.connect() as client:
+        client.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        try:
+            for _ in range(10):
+                client.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        data = received(client)
+    assert status_of(data) == 413
+
+
+def test_a_chunked_body(server: Live) -> None:
+    body = json.dumps(BODY).encode()
+    with server.connect() as client:
+        client.sendall(HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n")
+        for begin in range(0, len(body), 7):
+            part = body[begin : begin + 7]
+            client.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+        client.sendall(b"0\r\n\r\n")
+        assert status_of(received(client)) == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"".join(b"x-%d: a\r\n" % i for i in range(20_000)) + b"\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100,  # TLS
+        b"GET /health HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"GET /health\r\n\r\n\x00\x00",
+    ],
+)
+def test_a_request_that_is_no_http_or_has_huge_headers(server: Live, request_bytes: bytes) -> None:
+    with server.connect() as client:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(request_bytes)
+        data = received(client)
+    assert data == b"" or status_of(data) in (400, 431)
+
+
+def test_a_client_that_closes_its_half(server: Live) -> None:
+    """It is treated as gone."""
+    with server.connect() as client:
+        client.sendall(raw_request({**BODY, "max_tokens": 4000, "stream": True}))
+        client.shutdown(socket.SHUT_WR)
+        received(client)
+    eventually(lambda: server.app.generating.running == 0, "the request ended")
+
+
+def test_too_many_connections(server: Live) -> None:
+    held = [server.connect() for _ in range(45)]
+    try:
+        with server.connect() as client:
+            client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert status_of(received(client)) == 503
+    finally:
+        for one in held:
+            one.close()
+    eventually(lambda: len(server.server.server_state.connections) == 0, "connections are closed")
+
+
+def test_header_injection_is_no_header(server: Live) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx-request-id: a\rb\r\nconnection: close\r\n\r\n")
+        data = received(client)
+    assert status_of(data) in (200, 400)
+    assert b"a\rb" not in data
