@@ -149,7 +149,7 @@ def test_folders_of_pylate(tmp_path: Path, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_added_tokens_change_no_other_vector(tmp_path: Path, dtype: Any) -> None:
     """With attend=false, the tokens of a query have the bits of the query without the added tokens."""
-    expanded = write_colbert(tmp_path / "a", query_expansion={"strategy": "min", "length": 12})
+    expanded = write_colbert(tmp_path / "a", {}, query_expansion={"strategy": "min", "length": 12})
     plain = write_colbert(tmp_path / "b")
     with (
         fa.MultiVectorEncoder(expanded, model_kwargs={"dtype": dtype}) as model,
@@ -169,8 +169,11 @@ def test_windows_that_do_not_reach_all_tokens(tmp_path: Path, caplog: pytest.Log
     n_words = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     options = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     config = transformers.ModernBertConfig(
-        vocab_size=n_words, local_attention=16, max_position_embeddings=64, pad_token_id=0, **options
-    )
+        vocab_size=n_words, local_attention=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=2,
+        eos_token_id=3, cls_token_id=2, sep_token_id=3, **options,
+    )  # fmt: skip
+    fa.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # tokenizer.json, as ModernBERT needs
+    change_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     transformers.ModernBertModel(config).eval().save_pretrained(folder)
     message = "length: expected at most 9, the window of attention, got 10"
     with caplog.at_level(logging.WARNING, "fastattn"):

@@ -279,7 +279,9 @@ class GenerationOptions:
     num_beam_groups: int = option(
         1,
         Count(1, 1024),
-        flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, with --temperature 0 (default: 1)"),
+        flag=Flag(
+            default=1, metavar="N", help="groups of beams that avoid each other, with --temperature 0 (default: 1)"
+        ),
     )
     diversity_penalty: float = option(
         0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="between groups of beams (default: 0)")

@@ -113,6 +113,8 @@ class MultiVectorEncoder(TextEncoder):
         self._set_prompts(prompts, folder.prompts, options.get("default_prompt_name"), folder.default_prompt_name)
         self._similarity = self._similarity or self._check_similarity(folder.similarity_fn_name)
         self.mask = folder.mask or MultiVectorMask()
+        # Without this module, sentence-transformers leaves out the tokens that are not attended to.
+        self._has_mask = folder.mask is not None
         self.query_expansion: QueryExpansion | None = folder.expansion
         load = AutoModel.from_pretrained
         self._text = load_text_model(folder.path, folder.settings, stack, load, _ExpandedTransformer)
@@ -190,7 +192,7 @@ class MultiVectorEncoder(TextEncoder):
         tokens = self._tokens(call, expansion)
         for batch, encoded in tokens.batches(texts, call.batch_size, show=call.show_progress_bar):
             full, key_counts = encoded, None
-            if expansion is not None:
+            if expansion is not None and (expansion.attend or self._has_mask):
                 full = expansion.expand(encoded, self._expansion_id)
                 key_counts = None if expansion.attend else [len(ids) for ids, _ in encoded]
             where = [tokens.where(i) for i in batch]
