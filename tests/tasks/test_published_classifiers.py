@@ -83,7 +83,7 @@ def training_files(folder: Path) -> None:
         "optimizer.pt",
         "training_args.bin",
         "tf_model.h5",
-        "rust_model.ot",
+        "flax_model.msgpack",
         "README.md",
         "trainer_state.json",
     ):

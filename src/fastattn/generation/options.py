@@ -119,10 +119,7 @@ class GenerationOptions:
         None,
         Count(),
         flag=Flag(
-            names=("-n", "--max-new-tokens", "--max-tokens"),
-            default=64,
-            metavar="N",
-            help="at most N new tokens (default: 64)",
+            names=("-n", "--max-new-tokens", "--max-tokens"), default=64, metavar="N", help="at most N (default: 64)"
         ),
     )
     min_new_tokens: int = option(
@@ -279,9 +276,7 @@ class GenerationOptions:
     num_beam_groups: int = option(
         1,
         Count(1, 1024),
-        flag=Flag(
-            default=1, metavar="N", help="groups of beams that avoid each other, with --temperature 0 (default: 1)"
-        ),
+        flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, if greedy (default: 1)"),
     )
     diversity_penalty: float = option(
         0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="between groups of beams (default: 0)")
