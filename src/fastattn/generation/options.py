@@ -118,9 +118,7 @@ class GenerationOptions:
     max_new_tokens: int | None = option(
         None,
         Count(),
-        flag=Flag(
-            names=("-n", "--max-new-tokens", "--max-tokens"), default=64, metavar="N", help="at most N (default: 64)"
-        ),
+        flag=Flag(names=("-n", "--max-new-tokens", "--max-tokens"), default=64, metavar="N", help="(default: 64)"),
     )
     min_new_tokens: int = option(
         0, Count(), flag=Flag(default=0, metavar="N", help="at least N new tokens before an end (default: 0)")
