@@ -71,8 +71,13 @@ py::list packed(Engine& engine, const std::string& name) {
 
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
              const py::array& wanted, const std::optional<py::array>& token_type_ids, const Caches& caches,
-             const py::object& out) {
-    const StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
+             const py::object& out, const std::optional<py::array>& key_counts) {
+    StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
+    if (key_counts) {
+        step.key_counts = data_of<int32_t>("key_counts", *key_counts, 1);
+        if (key_counts->size() != step.n_sequences)
+            throw Error(ErrorKind::kInput, "key_counts: expected one per sequence");
+    }
     const CacheGuard guard(step.caches);
     py::list arrays;
     std::vector<float*> pointers;
@@ -152,7 +157,8 @@ void register_executor(py::module_& m) {
         .def_property_readonly("op_seconds", &Executor::op_seconds)
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
-             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none());
+             py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none(),
+             py::arg("key_counts") = py::none());
 }
 
 }  // namespace

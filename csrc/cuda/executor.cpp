@@ -41,12 +41,16 @@ std::vector<int32_t> starts_of(const StepInput& step) {
 // The attention kernels have no tables of relative positions yet.
 void check_positions(const ProgramSpec& spec) {
     const auto has_columns = [](const AttentionAttrs* attrs) { return attrs != nullptr && attrs->has_columns; };
-    for (const OpSpec& op : spec.ops)
+    for (const OpSpec& op : spec.ops) {
+        if (op.is<WindowRowsAttrs>())
+            throw Error(ErrorKind::kConfig,
+                        "device: expected \"cpu\" for a model with a convolution over tokens, got \"cuda\"");
         if (has_columns(op.as<AttentionAttrs>()) || has_columns(op.as<AttentionProbsAttrs>()))
             throw Error(
                 ErrorKind::kConfig,
                 "device: expected \"cpu\" for a model whose attention has tables of relative positions (DeBERTa), "
                 "got \"cuda\"; load it with device=\"cpu\"");
+    }
 }
 
 }  // namespace

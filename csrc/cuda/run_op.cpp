@@ -44,6 +44,7 @@ struct Executor::OpRun {
     void launch(const LinearAttrs& attrs) const;
     void launch(const GatherRowsAttrs& attrs) const;
     void launch(const PoolAttrs& attrs) const;
+    void launch(const WindowRowsAttrs& attrs) const;
     void launch(const AttentionAttrs& attrs) const;
     void launch(const AttentionProbsAttrs& attrs) const;
 
@@ -158,6 +159,8 @@ void Executor::OpRun::launch(const GatherRowsAttrs& attrs) const {
 void Executor::OpRun::launch(const PoolAttrs& attrs) const {
     launch_pool({.io = io(), .cu_seqlens = running.of(running.layout.cu_seqlens), .kind = attrs.pool}, stream());
 }
+
+void Executor::OpRun::launch(const WindowRowsAttrs&) const {}  // the constructor refuses it
 
 ProductArgs Executor::OpRun::product() const {
     const Weight& matrix = weight(0);

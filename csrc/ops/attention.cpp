@@ -67,7 +67,7 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .scratch = op.scratch[thread],
             .q_len = 0,
             .q_position = 0,
-            .kv_len = s.position + s.token_end - s.token_begin,
+            .kv_len = s.position + s.key_count,
             .head_dim = op.head_dim,
             .causal = op.causal,
             .scale = op.scale,

@@ -107,10 +107,12 @@ void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, floa
 
 // One sequence of an attention. Its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
 // on. Its query rows are [q_begin, q_end) of q. query_tokens, if not null, gives each row's token (row of the step).
+// Only the first key_count of its tokens are attended to.
 struct SequenceBlocks {
     std::byte* const* blocks;
     int32_t token_begin, token_end, position;
     int32_t q_begin, q_end;
+    int32_t key_count;
 };
 
 // Tables of relative positions (see PositionScores). A head's rows of a matrix are `columns` columns, whole panels. The

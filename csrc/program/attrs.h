@@ -99,6 +99,11 @@ struct PoolAttrs {
     PoolKind pool = PoolKind::kMean;
 };
 
+struct WindowRowsAttrs {
+    static const OpKind kKind;
+    int32_t size = 1;
+};
+
 struct L2NormalizeAttrs {
     static const OpKind kKind;
     float eps = 0.0f;
@@ -106,6 +111,6 @@ struct L2NormalizeAttrs {
 
 using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, LayerNormAttrs, RmsNormAttrs, RotaryAttrs,
                            LinearAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
-                           GatherRowsAttrs, PoolAttrs, L2NormalizeAttrs>;
+                           GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs>;
 
 }  // namespace fastattn

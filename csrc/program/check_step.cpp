@@ -55,6 +55,32 @@ void check_continues(const ProgramSpec& spec, const StepInput& step, int32_t s) 
                       ", in sequence " + std::to_string(s));
 }
 
+// Checks that attention can leave out the last keys of a sequence. A query after the last key counts as one at its
+// position, so a window must reach every key, and there may be no bias and no tables.
+void check_key_counts(const ProgramSpec& spec, const StepInput& step) {
+    if (step.key_counts == nullptr) return;
+    if (!step.caches.empty()) bad_input("key_counts: expected none with caches");
+    int32_t window = std::numeric_limits<int32_t>::max();
+    for (const OpSpec& op : spec.ops) {
+        if (op.is<AttentionProbsAttrs>()) bad_input("key_counts: expected none with attention maps");
+        const auto* attrs = op.as<AttentionAttrs>();
+        if (attrs == nullptr) continue;
+        if (attrs->causal || attrs->has_bias || attrs->has_columns)
+            bad_input("key_counts: expected none with causal attention, a bias or tables of positions");
+        if (attrs->window > 0) window = std::min(window, attrs->window);
+    }
+    for (int32_t s = 0; s < step.n_sequences; ++s) {
+        const int32_t length = step.length(s), count = step.key_counts[s];
+        if (count < std::min(length, 1) || count > length)
+            bad_input("key_counts: expected 1 to " + std::to_string(length) + " for sequence " + std::to_string(s) +
+                      ", got " + std::to_string(count));
+        if (count < length && length > window)
+            bad_input("key_counts: expected at most " + std::to_string(window) +
+                      " tokens, the window of attention, in sequence " + std::to_string(s) + ", got " +
+                      std::to_string(length));
+    }
+}
+
 // Checks that the tables of attention have a bias or a column for every pair of positions.
 void check_lengths(const ProgramSpec& spec, const StepInput& step) {
     int32_t most = std::numeric_limits<int32_t>::max();
@@ -123,6 +149,7 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
         check_continues(spec, step, s);
     }
     check_lengths(spec, step);
+    check_key_counts(spec, step);
     check_ids(spec, step, table_rows);
 }
 

@@ -1,6 +1,7 @@
 // The run function of every kind of op. A kind without one does not compile (see run_op).
 #include "program/run_op.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "program/op_kind.h"
@@ -96,6 +97,24 @@ void run(const PoolAttrs& attrs, const OpRun& op) {
                                    .rows = op.step.length(static_cast<int32_t>(s)),
                                    .n = x.width,
                                    .kind = attrs.pool});
+    });
+}
+
+// Row i has the rows i - size / 2 to i + size / 2 of x next to each other; zeros outside of its sequence.
+void run(const WindowRowsAttrs& attrs, const OpRun& op) {
+    const View x = op.in(0), out = op.out();
+    const int32_t* begins = op.step.cu_seqlens;
+    const size_t bytes = static_cast<size_t>(x.width) * sizeof(float);
+    op.team.for_chunks(out.rows, [&](int64_t i) {
+        const int32_t* end = std::upper_bound(begins, begins + op.step.n_sequences, i);
+        for (int64_t j = 0; j < attrs.size; ++j) {
+            const int64_t row = i + j - attrs.size / 2;
+            float* to = out.row(i) + j * x.width;
+            if (row < end[-1] || row >= *end)
+                std::memset(to, 0, bytes);
+            else
+                std::memcpy(to, x.row(row), bytes);
+        }
     });
 }
 

@@ -17,6 +17,7 @@ struct StepArrays {
     const int32_t* cu_seqlens;      // [n_sequences + 1]
     const int32_t* wanted;          // [n_wanted]
     int32_t n_tokens, n_sequences, n_wanted;
+    const int32_t* key_counts = nullptr;  // [n_sequences]: only these first tokens are attended to; null: all
 };
 
 struct StepInput : StepArrays {

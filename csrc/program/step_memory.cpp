@@ -159,8 +159,13 @@ void StepMemory::place_sequences(const StepInput& step, const Layout& layout) {
     last_tokens_.assign(n, 0);
     for (int32_t s = 0, w = 0; s < step.n_sequences; ++s) {
         const int32_t begin = step.cu_seqlens[s], end = step.cu_seqlens[s + 1];
-        ops::SequenceBlocks sequence{
-            .blocks = nullptr, .token_begin = begin, .token_end = end, .position = 0, .q_begin = begin, .q_end = end};
+        ops::SequenceBlocks sequence{.blocks = nullptr,
+                                     .token_begin = begin,
+                                     .token_end = end,
+                                     .position = 0,
+                                     .q_begin = begin,
+                                     .q_end = end,
+                                     .key_count = step.key_counts != nullptr ? step.key_counts[s] : end - begin};
         if (!layout.blocks.empty()) {
             sequence.blocks = own_blocks_[s].data();
         } else if (!step.caches.empty()) {

@@ -67,6 +67,7 @@ class Executor:
         token_type_ids: _Ints | None = None,
         caches: Sequence[Cache] | None = None,
         out: Any = None,
+        key_counts: _Ints | None = None,
     ) -> list[Any]: ...
     def draw(
         self,

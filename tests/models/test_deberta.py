@@ -117,7 +117,9 @@ def test_columns_of_the_published_configs() -> None:
     assert columns.index[511 - 128 : 511 + 129] == tuple(range(256 + 128, 256 - 129, -1))
 
 
-@pytest.mark.parametrize("options", [{}, {"position_buckets": -1}, {"share_att_key": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"position_buckets": -1}, {"share_att_key": False}, {"conv_kernel_size": 3}], ids=str
+)
 def test_long_texts(options: dict[str, Any], tmp_path: Path, device: str, rng: np.random.Generator) -> None:
     """In a ragged batch, padded for transformers."""
     theirs = hf.make("DebertaV2Model", **{**LONG, **options})
@@ -225,10 +227,12 @@ def test_multiple_choice(tmp_path: Path, device: str, rng: np.random.Generator) 
         assert_close(single(model(ids).logits), hf.array(expected.logits), model.traced, longest=7, scale=scale)
 
 
+@pytest.mark.parametrize("kernel", [0, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
-def test_same_bits(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_same_bits(dtype: str, kernel: int, tmp_path: Path, rng: np.random.Generator) -> None:
     """Alone and in a batch, with any number of threads, and from a folder that `quantize` wrote."""
-    folder = write("DebertaV2Model", tmp_path / "a", **{**LONG, "hidden_size": 96, "vocab_size": 131})
+    options = {**LONG, "hidden_size": 96, "vocab_size": 131, "conv_kernel_size": kernel}
+    folder = write("DebertaV2Model", tmp_path / "a", **options)
     batch = [rng.integers(2, 131, n).tolist() for n in (200, 1, 64, 17, 130, 65)]
     with fastattn.AutoModel.from_pretrained(folder, dtype=dtype, threads=1) as model:
         alone = [np.asarray(model(ids).last_hidden_state) for ids in batch]
@@ -242,7 +246,8 @@ def test_same_bits(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("conv_kernel_size", 3),
+        ("conv_kernel_size", 2),
+        ("conv_kernel_size", -1),
         ("attention_head_size", 4),
         ("pooler_hidden_size", 12),
         ("pooler_hidden_act", "mish"),
@@ -271,6 +276,23 @@ def test_same_bits(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None
 def test_unsupported_options_are_named(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key):
         read_config({**DEBERTA, "model_type": "deberta-v2", key: value})
+
+
+def test_a_convolution_in_groups_is_refused() -> None:
+    with pytest.raises(ConfigError, match="conv_groups = 2 is unsupported; supported: 1"):
+        read_config({**DEBERTA, "conv_kernel_size": 3, "conv_groups": 2})
+    read_config({**DEBERTA, "conv_groups": 2})  # there is no convolution
+
+
+def test_the_convolution_is_checked_and_counted(tmp_path: Path) -> None:
+    folder = write("DebertaV2Model", tmp_path, conv_kernel_size=3)
+    tensors = load_file(folder / "model.safetensors")
+    with fastattn.AutoModel.from_pretrained(folder) as model:
+        assert model.num_parameters() == sum(tensor.size for tensor in tensors.values())
+    name = next(name for name in tensors if name.endswith("encoder.conv.conv.weight"))
+    save_file({**tensors, name: tensors[name][..., :1]}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"conv\.conv\.weight: expected shape \[24, 24, 3\] from config.json, got"):
+        fastattn.AutoModel.from_pretrained(folder)
 
 
 def test_the_other_head_for_masked_tokens_needs_full_embeddings() -> None:

@@ -163,6 +163,8 @@ CASES = [
         DEBERTA,
         {"embedding_size": 10, "type_vocab_size": 2, "position_biased_input": True, "hidden_act": "gelu_new"},
     ),
+    Case("deberta-convolution", "DebertaV2Model", DEBERTA, {"conv_kernel_size": 3, "conv_act": "gelu"}),
+    Case("deberta-convolution-5", "DebertaV2Model", BERT, {"conv_kernel_size": 5}),
     Case("deberta-classify-3", "DebertaV2ForSequenceClassification", DEBERTA, {"num_labels": 3}),
     Case(
         "deberta-classify-tanh",

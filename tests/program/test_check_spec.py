@@ -27,6 +27,7 @@ from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
 from fastattn.models.registry import build
 from fastattn.models.tasks import Task
 from tests.program.test_rewrites import ragged_step
+from tests.program.test_window_rows import convolution
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 from tests.reference.decoder_program import decoder_program
@@ -76,10 +77,21 @@ def loaded_positions() -> Loaded:
     return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), with_caches=False)
 
 
+def loaded_windows() -> Loaded:
+    engine, made = _core.Engine(2), convolution()
+    cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
+    return Loaded(engine, (spec_of(made.program, "float32"),), with_caches=False)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
     folder = tmp_path_factory.mktemp("models")
-    return [*(loaded(folder, family) for family in ("gpt2", "bert")), loaded_decoder(), loaded_positions()]
+    return [
+        *(loaded(folder, family) for family in ("gpt2", "bert")),
+        loaded_decoder(),
+        loaded_positions(),
+        loaded_windows(),
+    ]
 
 
 def run(engine: _core.Engine, spec: Spec, *, cached: bool) -> list[Any]:
@@ -102,7 +114,7 @@ WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positio
          "none", "relu", "")  # fmt: skip
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
          "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows",
-         "window", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
+         "window", "size", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
          "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)

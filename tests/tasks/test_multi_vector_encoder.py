@@ -103,6 +103,8 @@ SKIP = {"skiplist_words": [",", "!", "no such word"]}
         ({"keep_only_token_ids": [2, 3, 30, 31]}, {"max_seq_length": 30}),
         (SKIP, {"query_expansion": {"strategy": "fixed", "attend": True, "length": 10}}),
         (SKIP, {"query_expansion": {"strategy": "min", "attend": True, "length": 6}, "query_length": 7}),
+        (SKIP, {"query_expansion": {"strategy": "fixed", "attend": False, "length": 10}}),
+        (None, {"query_expansion": {"strategy": "min", "length": 12, "token": "cat"}, "query_length": 20}),
         ({"skiplist_words": ["cat"], "skiplist_tasks": "query"},
          {"query_expansion": {"strategy": "min", "attend": True, "length": 9, "token": "cat"}}),
     ],
@@ -128,6 +130,9 @@ def test_vectors_equal_sentence_transformers(
     "settings",
     [
         {"query_prefix": "[Q] ", "document_prefix": "[D] ", "attend_to_expansion_tokens": True, "query_length": 12},
+        {"query_prefix": "[Q] ", "document_prefix": "[D] ", "attend_to_expansion_tokens": False, "query_length": 12},
+        {"attend_to_mask_tokens": True, "query_length": 9},
+        {"query_length": 14},
         {"query_prefix": "[unused1] ", "document_prefix": "cat ", "do_query_expansion": False, "document_length": 9},
         {"skiplist_words": ["cat"], "prompts": {"query": "good "}, "query_prefix": "a ", "do_query_expansion": False},
     ],
@@ -141,14 +146,44 @@ def test_folders_of_pylate(tmp_path: Path, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.torch
-def test_expansion_without_attention_is_refused_for_queries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_added_tokens_change_no_other_vector(tmp_path: Path, dtype: Any) -> None:
+    """With attend=false, the tokens of a query have the bits of the query without the added tokens."""
+    expanded = write_colbert(tmp_path / "a", {}, query_expansion={"strategy": "min", "length": 12})
+    plain = write_colbert(tmp_path / "b")
+    with (
+        fa.MultiVectorEncoder(expanded, model_kwargs={"dtype": dtype}) as model,
+        fa.MultiVectorEncoder(plain, model_kwargs={"dtype": dtype}) as other,
+    ):
+        longer = [text for text in TEXTS if text]
+        for found, expected in zip(model.encode_query(longer), other.encode_query(longer), strict=True):
+            assert len(found) >= 12
+            assert found[: len(expected)].tobytes() == expected.tobytes()
+
+
+@pytest.mark.torch
+def test_windows_that_do_not_reach_all_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ModernBERT: queries are refused if a layer's window is shorter than they are; documents are not."""
+    transformers = pytest.importorskip("transformers")
     folder = write_colbert(tmp_path, SKIP, query_expansion={"strategy": "fixed", "length": 10})
+    n_words = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    options = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = transformers.ModernBertConfig(
+        vocab_size=n_words, local_attention=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=2,
+        eos_token_id=3, cls_token_id=2, sep_token_id=3, **options,
+    )  # fmt: skip
+    fa.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # tokenizer.json, as ModernBERT needs
+    change_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    transformers.ModernBertModel(config).eval().save_pretrained(folder)
+    message = "length: expected at most 9, the window of attention, got 10"
     with caplog.at_level(logging.WARNING, "fastattn"):
         model = fa.MultiVectorEncoder(folder)
-    assert "query_expansion with attend=false is not supported: queries cannot be encoded" in caplog.text
+    assert f"query_expansion: attend=false is not supported for queries: {message}" in caplog.text
     Reference(folder).check(model.encode_document(TEXTS), "encode_document")
-    with pytest.raises(InputError, match="task: expected document, because query_expansion of this model has attend"):
+    with pytest.raises(InputError, match=f"task: expected document, .*{message}"):
         model.encode_query(TEXTS)
+    change_json(folder / "sentence_bert_config.json", query_expansion={"strategy": "fixed", "length": 9})
+    Reference(folder).check(fa.MultiVectorEncoder(folder).encode_query(TEXTS), "encode_query")
 
 
 @pytest.mark.torch

@@ -1,4 +1,4 @@
-// The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool.
+// The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool, window_rows.
 #include "program/op_kind.h"
 
 namespace fastattn {
@@ -58,6 +58,20 @@ constinit const OpKind PoolAttrs::kKind{
             op.expect_rows(op.in(0), Rows::kTokens);
             op.expect_rows(op.out(), Rows::kSequences);
             op.expect_width(op.out(), op.in(0).width);
+        },
+};
+
+constinit const OpKind WindowRowsAttrs::kKind{
+    .name = "window_rows",
+    .inputs = 1,
+    .read = [](AttrReader& attrs) -> Attrs { return WindowRowsAttrs{.size = attrs.integer("size")}; },
+    .check =
+        [](const OpCheck& op) {
+            const int32_t size = op.attrs<WindowRowsAttrs>().size;
+            if (size < 1 || size % 2 == 0) op.bad("expected an odd size");
+            op.expect_rows(op.in(0), Rows::kTokens);
+            op.expect_rows(op.out(), Rows::kTokens);
+            op.expect_width(op.out(), int64_t{size} * op.in(0).width);
         },
 };
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from fastattn.api.calls import CallArgs, Inputs, OneInput, OtherArgs
@@ -108,6 +108,14 @@ class Encoder(OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], Enc
             results.hidden_states(),
             results.attentions(),
         )
+
+    def states(self, batch: Batch, key_counts: Sequence[int]) -> Any:
+        """Return the last hidden state if only the first tokens of each sequence are attended to; see `graph.ir.Step`.
+
+        Raises InputError if the device or the attention of this model cannot do that.
+        """
+        results = self._run(batch, hidden_states=False, attentions=False, key_counts=key_counts)
+        return results.per_token("last_hidden_state")
 
 
 class SequenceClassifier(OneStepModel[SequenceClassifierOutput, SequenceClassifierOutput, SequenceClassifierOutput]):

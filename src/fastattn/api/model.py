@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -340,6 +340,7 @@ class Model:
         attentions: bool | None,
         logits_to_keep: int = 0,
         wanted: NDArray[np.int32] | None = None,
+        key_counts: Sequence[int] | None = None,
     ) -> Results:
         config = self.config
         flags = (
@@ -347,7 +348,7 @@ class Model:
             _flag("output_attentions", attentions, config.output_attentions),
         )
         executor = self._variant(*flags, self.adds_types(batch))
-        step = batch.step(logits_to_keep, wanted=wanted)
+        step = batch.step(logits_to_keep, wanted=wanted, key_counts=key_counts)
         outputs = executor.run(step) if batch.n_tokens else empty_outputs(executor.program)
         return Results(batch, executor.program, outputs, logits_to_keep)
 

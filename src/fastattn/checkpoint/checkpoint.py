@@ -5,6 +5,7 @@ Independent of the model, and never imports pickle.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ def open_checkpoint(
         if is_quantized(config):
             quantized = read_quantized(directory / SINGLE_NAME, config, files=files)
             del config[CONFIG_KEY]
-        tensors = _read_tensors(directory, files) if quantized is None else dict(quantized.originals)
+        tensors = _read_tensors(directory, config, files) if quantized is None else dict(quantized.originals)
         checkpoint = Checkpoint(directory, config, tensors, quantized, files)
         if verify is not None:
             weights = [files.open(path) for path in {info.path for info in tensors.values()}]
@@ -204,7 +205,7 @@ def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | No
     return value
 
 
-def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
+def _read_tensors(directory: Path, config: Mapping[str, JsonValue], files: FileSet) -> dict[str, TensorInfo]:
     single = directory / SINGLE_NAME
     if single.is_symlink() or single.exists():  # takes precedence over an index, as in transformers
         return read_source(files.open(single))[0]
@@ -213,12 +214,20 @@ def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
         return read_shards(directory, files)
     others = sorted(entry.name for entry in directory.iterdir() if entry.suffix in OTHER_FORMATS)
     if others:
-        hint = "convert it once with transformers: AutoModel.from_pretrained(directory).save_pretrained(new_directory)"
+        call = f"{_class_of(config)}.from_pretrained(directory).save_pretrained(directory)"
+        hint = f"convert it once with transformers: {call}"
         shown = ", ".join(map(_shown, others[:_MAX_SHOWN]))
         raise malformed(directory, "other_format", f"expected {SINGLE_NAME}, found only {shown}; {hint}")
     adapter = (directory / ADAPTER_NAME).exists()
     hint = f"; found {ADAPTER_NAME}: merge the adapter into its model with peft, and load the result" if adapter else ""
     raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither{hint}")
+
+
+def _class_of(config: Mapping[str, JsonValue]) -> str:
+    """Return the class of transformers that loads a checkpoint with its head; AutoModel would drop it."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    return name if isinstance(name, str) and len(name) <= 60 and re.fullmatch(r"[A-Za-z0-9]+", name) else "AutoModel"
 
 
 def _shown(name: str) -> str:

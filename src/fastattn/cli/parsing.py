@@ -17,12 +17,11 @@ _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 # Options of other programs, and what to use instead.
 _INSTEAD = {
     "--data": "--file",
-    "--do-sample": "--temp",
-    "--greedy": "--temp 0",
+    "--do-sample": "--temperature",
+    "--greedy": "--temperature 0",
     "--input": "--file",
-    "--max-new-tokens": "--max-tokens",
+    "--stop-strings": "--stop",
     "--stop-token": "--stop",
-    "--temperature": "--temp",
     "--text": "--prompt",
     "--truncate": "--truncation",
 }

@@ -97,6 +97,7 @@ class CoreExecutor:
             step.token_type_ids,
             self._caches(step),
             *self._run_arguments(names),
+            **self._key_counts(step),
         )
         found = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: _shaped(self._program, name, found[name], step) for name in names}
@@ -135,6 +136,10 @@ class CoreExecutor:
     @abstractmethod
     def _new_executor(self, program: Program) -> _core.Executor:
         """Return the module's executor of a Program over the loaded weights."""
+
+    def _key_counts(self, step: Step) -> dict[str, Any]:
+        """Return the argument of the module's `run` for `Step.key_counts`."""
+        return {} if step.key_counts is None else {"key_counts": step.key_counts}
 
     def _run_arguments(self, names: Sequence[str]) -> tuple[Any, ...]:
         """Return further arguments of the module's `run`, if it takes any."""

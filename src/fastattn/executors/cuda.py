@@ -18,7 +18,7 @@ from fastattn.errors import ConfigError, FastattnError, InputError
 from fastattn.executors.core_executor import CoreExecutor, spec_of
 from fastattn.executors.sources import read_weight
 from fastattn.formats import DTYPES, KV_DTYPES, stored_dtype
-from fastattn.graph.ir import Program
+from fastattn.graph.ir import Program, Step
 from fastattn.graph.quantize import to_bfloat16, weight_formats
 
 if TYPE_CHECKING:
@@ -146,6 +146,11 @@ class CudaExecutor(CoreExecutor):
 
     def _run_arguments(self, names: Sequence[str]) -> tuple[Any, ...]:
         return ([name in names for name in self._program.outputs],)
+
+    def _key_counts(self, step: Step) -> dict[str, Any]:
+        if step.key_counts is not None:
+            raise InputError('key_counts: expected none on the device "cuda"; use device="cpu"')
+        return {}
 
 
 def _budget() -> int:

@@ -118,16 +118,16 @@ class GenerationOptions:
     max_new_tokens: int | None = option(
         None,
         Count(),
-        flag=Flag(names=("-n", "--max-tokens"), default=64, metavar="N", help="at most N new tokens (default: 64)"),
+        flag=Flag(names=("-n", "--max-new-tokens", "--max-tokens"), default=64, metavar="N", help="(default: 64)"),
     )
     min_new_tokens: int = option(
         0, Count(), flag=Flag(default=0, metavar="N", help="at least N new tokens before an end (default: 0)")
     )
-    do_sample: bool = option(False, check_flag, no_flag="--temp 0 is greedy, other temperatures sample")
+    do_sample: bool = option(False, check_flag, no_flag="--temperature 0 is greedy, others sample")
     temperature: float = option(
         1.0,
         Number(0.0),
-        flag=Flag(names=("--temp",), default=0.8, metavar="T", help="temperature; 0 is greedy (default: 0.8)"),
+        flag=Flag(names=("--temperature", "--temp"), default=0.8, metavar="T", help="0 is greedy (default: 0.8)"),
     )
     top_p: float = option(1.0, Number(0.0, 1.0), flag=Flag(default=0.95, metavar="P", help="1 is off (default: 0.95)"))
     top_k: int | None = option(50, Count(), flag=Flag(default=50, metavar="K", help="0 is off (default: 50)"))
@@ -274,7 +274,7 @@ class GenerationOptions:
     num_beam_groups: int = option(
         1,
         Count(1, 1024),
-        flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, with --temp 0 (default: 1)"),
+        flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, if greedy (default: 1)"),
     )
     diversity_penalty: float = option(
         0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="between groups of beams (default: 0)")

@@ -19,8 +19,9 @@ sequence i. With causal=True it attends to the positions up to its own; with a w
 distance. An empty sequence gathers a row of zeros and pools to zeros. A query that attends to no key gives zeros. If
 `Step.token_type_ids` is None, all of them are 0.
 
-Every op computes each row independently, except attention (whose rows read the keys of their sequence) and pool. rotary
-reads the position of each row's token; its attr `rows` says which tokens the rows are, like q_rows of attention.
+Every op computes each row independently, except attention (whose rows read the keys of their sequence), pool, and
+window_rows (whose rows read their neighbors). rotary reads the position of each row's token; its attr `rows` says which
+tokens the rows are, like q_rows of attention.
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ class Step:
 
     token_ids, positions, token_type_ids: int32 [n_tokens]. cu_seqlens: int32 [n_sequences + 1], prefix sums of the
     lengths. wanted: int32 [n_wanted], rows of the step in ascending order. caches: one per sequence, or None.
+    key_counts: int32 [n_sequences] or None; the number of first tokens of each sequence that are attended to. The
+    others still attend to those. Only on the CPU, and only for attention without causal, bias, position tables and
+    maps, whose windows reach every key.
     """
 
     token_ids: NDArray[np.int32]
@@ -101,3 +105,4 @@ class Step:
     wanted: NDArray[np.int32]
     token_type_ids: NDArray[np.int32] | None = None
     caches: tuple[object, ...] | None = None
+    key_counts: NDArray[np.int32] | None = None

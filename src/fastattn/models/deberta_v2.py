@@ -21,7 +21,16 @@ from fastattn.checkpoint.source import (
 )
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, gather_rows, layer_norm, linear
+from fastattn.graph.kinds import (
+    Activation,
+    activate,
+    attention,
+    embedding,
+    gather_rows,
+    layer_norm,
+    linear,
+    window_rows,
+)
 from fastattn.graph.position_tables import Columns, PositionTables
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.bert import HARMLESS, read_layers, token_outputs
@@ -42,6 +51,7 @@ LAYOUT = Layout(
 HEADS = "Model ForSequenceClassification ForMaskedLM ForTokenClassification ForQuestionAnswering ForMultipleChoice"
 ARCHITECTURES = tuple(f"DebertaV2{head}" for head in HEADS.split())
 COLUMNS = "encoder.position_columns"
+CONVOLUTION, TAPS = "encoder.conv.conv", "encoder.conv.taps"  # of the checkpoint; as the weights of a linear
 TYPES = ("c2p", "p2c")  # content to position, position to content
 
 MOST_BUCKETS = 1024  # their limits are powers of large integers
@@ -56,7 +66,8 @@ class DebertaV2Config(CommonConfig):
     """The options of a DeBERTa, named as in config.json.
 
     type_vocab_size: None without token types. max_relative_positions, position_buckets: resolved; position_buckets is
-    0 without buckets. norm_rel_ebd: whether the embeddings of relative positions are normalized.
+    0 without buckets. norm_rel_ebd: whether the embeddings of relative positions are normalized. conv_kernel_size: of
+    the convolution over tokens beside the first layer, 0 if there is none.
     """
 
     hidden_size: int
@@ -78,6 +89,8 @@ class DebertaV2Config(CommonConfig):
     pooler_hidden_act: Activation
     legacy: bool
     tie_word_embeddings: bool
+    conv_kernel_size: int
+    conv_act: Activation
 
     @property
     def head_dim(self) -> int:
@@ -99,7 +112,11 @@ def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
     legacy = c.flag("legacy", True)
     if not legacy:
         c.must_be("embedding_size", width)
-    c.must_be("conv_kernel_size", 0)
+    kernel = c.count("conv_kernel_size", 0)
+    if kernel:
+        if kernel % 2 == 0:
+            raise c.error("conv_kernel_size", "0 or an odd integer")
+        c.must_be("conv_groups", 1)
     most = c.count("max_relative_positions", -1, low=-1)
     config = DebertaV2Config(
         **layers,
@@ -115,6 +132,8 @@ def read_config(raw: Mapping[str, object]) -> DebertaV2Config:
         pooler_hidden_act=c.activation("pooler_hidden_act", "gelu"),
         legacy=legacy,
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
+        conv_kernel_size=kernel,
+        conv_act=c.activation("conv_act", "tanh") if kernel else "none",
         **c.common("deberta-v2", c.size("vocab_size", 128100), pad=0),
     )
     c.finish(f"{HARMLESS} cls_dropout conv_act conv_groups pooler_dropout summary_activation summary_last_dropout")
@@ -192,8 +211,10 @@ def columns_of(cfg: DebertaV2Config) -> Columns:
 
 
 def computed(cfg: DebertaV2Config, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the tables of columns, and each layer's position keys and queries: projected embeddings of positions."""
-    sources: dict[str, WeightSource] = {}
+    """Return the tables of columns, each layer's position keys and queries (projected embeddings of positions), and the
+    convolution as weights of a linear.
+    """
+    sources = _taps(cfg, names) if cfg.conv_kernel_size else {}
     if not (cfg.relative_attention and cfg.pos_att_type):
         return sources
     columns = columns_of(cfg)
@@ -211,25 +232,61 @@ def computed(cfg: DebertaV2Config, names: ModelNames) -> Mapping[str, WeightSour
     return {**sources, name: ComputedSource(name, columns.shape, columns.rows)}
 
 
+def _taps(cfg: DebertaV2Config, names: ModelNames) -> dict[str, WeightSource]:
+    """Return the weights [d, d, kernel] of the convolution as those of a linear over `window_rows`, [d, kernel * d]."""
+    width, kernel = cfg.hidden_size, cfg.conv_kernel_size
+    shapes = {f"{CONVOLUTION}.weight": (width, width, kernel), f"{CONVOLUTION}.bias": (width,)}
+    if not names.has(f"{TAPS}.weight"):  # a quantized folder has these instead
+        check_shapes(names, shapes)
+
+    def weight(begin: int, end: int) -> Float32:
+        rows = read_rows(names.get(f"{CONVOLUTION}.weight"), begin, end)
+        return np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(end - begin, kernel * width)
+
+    def bias(begin: int, end: int) -> Float32:
+        return read_rows(names.get(f"{CONVOLUTION}.bias"), begin, end)
+
+    return {
+        f"{TAPS}.weight": ComputedSource(f"{TAPS}.weight", (width, kernel * width), weight),
+        f"{TAPS}.bias": ComputedSource(f"{TAPS}.bias", (width,), bias),
+    }
+
+
+def check_shapes(names: ModelNames, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ConfigError if a tensor is missing or has another shape, ModelFormatError for its dtype."""
+    for name, shape in shapes.items():
+        found = names.get(name)
+        if found.shape != shape:
+            raise ConfigError(
+                f"{name}: expected shape {list(shape)} from config.json, got {list(found.shape)} in {place_of(found)}"
+            )
+        require_weight_dtype(found)
+
+
 def n_hidden_weights(cfg: DebertaV2Config) -> int:
-    """Return the number of weights that only `computed` reads: embeddings of positions, norm and own projections."""
+    """Return the number of weights that only `computed` reads: convolution, embeddings of positions, their norm and own
+    projections.
+    """
     width = cfg.hidden_size
+    convolution = width * (width * cfg.conv_kernel_size + 1) if cfg.conv_kernel_size else 0
     if not (cfg.relative_attention and cfg.pos_att_type):
-        return 0
+        return convolution
     own = 0 if cfg.share_att_key else cfg.num_hidden_layers * len(cfg.pos_att_type) * width * (width + 1)
-    return (2 * cfg.span + 2 * cfg.norm_rel_ebd) * width + own
+    return (2 * cfg.span + 2 * cfg.norm_rel_ebd) * width + own + convolution
 
 
 def hidden_tensors(cfg: DebertaV2Config) -> list[str]:
     """Return the names of the tensors that only `computed` reads."""
+    convolution = [f"{CONVOLUTION}.{part}" for part in ("weight", "bias")] if cfg.conv_kernel_size else []
     if not (cfg.relative_attention and cfg.pos_att_type):
-        return []
+        return convolution
     places = ["encoder.LayerNorm"] if cfg.norm_rel_ebd else []
     if not cfg.share_att_key:
         projections = [{"c2p": "pos_key_proj", "p2c": "pos_query_proj"}[kind] for kind in cfg.pos_att_type]
         layers = range(cfg.num_hidden_layers)
         places += [f"encoder.layer.{i}.attention.self.{name}" for i in layers for name in projections]
-    return ["encoder.rel_embeddings.weight", *(f"{place}.{part}" for place in places for part in ("weight", "bias"))]
+    parts = (f"{place}.{part}" for place in places for part in ("weight", "bias"))
+    return ["encoder.rel_embeddings.weight", *parts, *convolution]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +303,7 @@ class _Projected:
 
     def check(self) -> None:
         """Raise ConfigError if a tensor is missing or has another shape, ModelFormatError for its dtype."""
-        for name, shape in self._shapes().items():
-            found = self.names.get(name)
-            if found.shape != shape:
-                raise ConfigError(
-                    f"{name}: expected shape {list(shape)} from config.json, got {list(found.shape)} in "
-                    f"{place_of(found)}"
-                )
-            require_weight_dtype(found)
+        check_shapes(self.names, self._shapes())
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         width = self.cfg.hidden_size
@@ -302,14 +352,18 @@ def encoder(cfg: DebertaV2Config, w: Weights, t: Tokens) -> Tensor:
     scale = 1 / math.sqrt(cfg.head_dim * (1 + len(cfg.pos_att_type)))
     attend = partial(attention, n_head=cfg.num_attention_heads, causal=False, scale=scale)
     n_columns = columns_of(cfg).n_columns if cfg.relative_attention else 0
-    h = hidden_state(embeddings(cfg, w, t))
+    first = h = hidden_state(embeddings(cfg, w, t))
     for i in range(cfg.num_hidden_layers):
         b = w[f"encoder.layer.{i}"]
         q, k, v = (linear(h, b[f"attention.self.{name}_proj"], d) for name in ("query", "key", "value"))
         a = attend(q, k, v, layer=i, tables=position_tables(cfg, w, b["attention.self"], n_columns))
         h = layer_norm(h + linear(a, b["attention.output.dense"], d), b["attention.output.LayerNorm"], eps)
         m = activate(linear(h, b["intermediate.dense"], cfg.intermediate_size), cfg.hidden_act)
-        h = hidden_state(layer_norm(h + linear(m, b["output.dense"], d), b["output.LayerNorm"], eps))
+        h = layer_norm(h + linear(m, b["output.dense"], d), b["output.LayerNorm"], eps)
+        if i == 0 and cfg.conv_kernel_size:
+            c = activate(linear(window_rows(first, cfg.conv_kernel_size), w[TAPS], d), cfg.conv_act)
+            h = layer_norm(h + c, w["encoder.conv.LayerNorm"], eps)
+        hidden_state(h)
     return h
 
 

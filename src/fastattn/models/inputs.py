@@ -83,10 +83,17 @@ class Batch:
         edges = np.concatenate([ends - 1, ends[:-1], [0]]).astype(np.intp)
         return bool(len(ends)) and bool((self.token_ids[edges] == token_id).any())
 
-    def step(self, logits_to_keep: int = 0, *, wanted: NDArray[np.int32] | None = None) -> Step:
+    def step(
+        self,
+        logits_to_keep: int = 0,
+        *,
+        wanted: NDArray[np.int32] | None = None,
+        key_counts: Sequence[int] | None = None,
+    ) -> Step:
         """Return one step over the non-empty sequences, without caches.
 
         Its wanted rows are `wanted` if given, else the last `logits_to_keep` rows of each sequence (0: all).
+        key_counts: of all sequences; see `Step`.
         """
         counts = [count for count in self.counts if count]
         ends = list(accumulate(counts, initial=0))
@@ -107,7 +114,13 @@ class Batch:
             positions=positions,
             wanted=wanted,
             token_type_ids=self.token_type_ids,
+            key_counts=None if key_counts is None else self._of_sequences(key_counts),
         )
+
+    def _of_sequences(self, numbers: Sequence[int]) -> NDArray[np.int32]:
+        """Return the numbers of the non-empty sequences."""
+        pairs = zip(numbers, self.counts, strict=True)
+        return np.array([number for number, count in pairs if count], np.int32)
 
     def restore_tokens(self, rows: Array) -> Array | list[Array]:
         """Convert [n_tokens, width] to the layout of the input, with zeros at masked positions."""

@@ -25,7 +25,7 @@ from fastattn.tasks.pipeline_inputs import (
     read_texts,
     types_of,
 )
-from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
+from fastattn.tasks.pipeline_steps import Job, Named, Part, StepLimits, run_job
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -124,6 +124,9 @@ class _Job(Job[str, NDArray[Any], Any]):
 
     def encode(self, index: int, item: str, name: str) -> list[Part]:
         return [self._encoder.encode(index, (item, None), name)]
+
+    def encode_all(self, items: Iterable[Named[str]]) -> Iterator[list[Part]]:
+        return ([part] for part in self._encoder.encode_texts(items))
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         types = types_of(self._model, self._tokenizer, parts)

@@ -27,7 +27,7 @@ from fastattn.tasks.pipeline_inputs import (
     read_texts,
     types_of,
 )
-from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
+from fastattn.tasks.pipeline_steps import Job, Named, Part, StepLimits, run_job
 from fastattn.tasks.softmax import softmax
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.texts import check_items, read_items
@@ -170,12 +170,17 @@ class _Job(Job[str, _Masks, Any]):
         self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
 
     def encode(self, index: int, item: str, name: str) -> list[Part]:
-        part = self._encoder.encode(index, (item, None), name)
+        return [self._need_mask(self._encoder.encode(index, (item, None), name))]
+
+    def encode_all(self, items: Iterable[Named[str]]) -> Iterator[list[Part]]:
+        return ([self._need_mask(part)] for part in self._encoder.encode_texts(items))
+
+    def _need_mask(self, part: Part) -> Part:
         if self._mask_id not in part.ids:
             cut = " among the tokens that truncation leaves" if self._call.encoding.cuts else ""
             mask = quote(self._tokenizer.mask_token)
-            raise InputError(f"{name}: expected the mask token {mask}{cut}, found none")
-        return [part]
+            raise InputError(f"{part.name}: expected the mask token {mask}{cut}, found none")
+        return part
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         types = types_of(self._model, self._tokenizer, parts)

@@ -16,7 +16,7 @@ from fastattn.api.auto import AutoModel
 from fastattn.checks import check_choice, check_count, check_flag, check_keywords, check_str, one_of
 from fastattn.errors import ConfigError, InputError
 from fastattn.options import Choice, Count, check_fields, option
-from fastattn.tasks.multi.expansion import QueryExpansion
+from fastattn.tasks.multi.expansion import QueryExpansion, why_all_are_attended
 from fastattn.tasks.multi.folder import SIMILARITIES, MultiVectorFolder, read_multi_vector_folder
 from fastattn.tasks.multi.mask import MultiVectorMask
 from fastattn.tasks.search.maxsim import maxsim, maxsim_pairwise
@@ -113,6 +113,8 @@ class MultiVectorEncoder(TextEncoder):
         self._set_prompts(prompts, folder.prompts, options.get("default_prompt_name"), folder.default_prompt_name)
         self._similarity = self._similarity or self._check_similarity(folder.similarity_fn_name)
         self.mask = folder.mask or MultiVectorMask()
+        # Without this module, sentence-transformers leaves out the tokens that are not attended to.
+        self._has_mask = folder.mask is not None
         self.query_expansion: QueryExpansion | None = folder.expansion
         load = AutoModel.from_pretrained
         self._text = load_text_model(folder.path, folder.settings, stack, load, _ExpandedTransformer)
@@ -135,11 +137,9 @@ class MultiVectorEncoder(TextEncoder):
         check_count("query_expansion: length", self.query_expansion.length, low=1, high=self._text.context)
         self.query_expansion.check(str(path), folder.settings.truncation.query_length)
         self._expansion_id = self.query_expansion.token_id(self.tokenizer, path)
-        if not self.query_expansion.attend:
-            _log.warning(
-                "%s: query_expansion with attend=false is not supported: queries cannot be encoded, only documents",
-                path,
-            )
+        why = None if self.query_expansion.attend else why_all_are_attended(self._text.auto_model, self.query_expansion)
+        if why is not None:
+            _log.warning("%s: query_expansion: attend=false is not supported for queries: %s", path, why)
 
     def _register(self, prefixes: tuple[str, ...]) -> None:
         """Make known markers such as "[Q] " special tokens, so each of them is one token, as in training."""
@@ -178,8 +178,7 @@ class MultiVectorEncoder(TextEncoder):
         `encode_document`; None is a document. Tokens that the model's mask leaves out have no row.
         normalize_embeddings: scale each row to length 1. convert_to_numpy=False: return torch tensors; torch must be
         imported. token_pooling must be None. prompt, prompt_name, batch_size, show_progress_bar, processing_kwargs,
-        device, pool, chunk_size: as in `SentenceTransformer.encode`. Raises DTypeError, NonFiniteError, and InputError,
-        also for a query if the model adds tokens that the others do not attend to.
+        device, pool, chunk_size: as in `SentenceTransformer.encode`. Raises DTypeError, InputError, NonFiniteError.
         """
         check_keywords(options, MultiVectorEncodeArgs.__annotations__, "encode")
         if options.get("token_pooling") is not None:
@@ -192,8 +191,12 @@ class MultiVectorEncoder(TextEncoder):
         expansion = self.query_expansion if call.task == "query" else None
         tokens = self._tokens(call, expansion)
         for batch, encoded in tokens.batches(texts, call.batch_size, show=call.show_progress_bar):
-            full = encoded if expansion is None else expansion.expand(encoded, self._expansion_id)
-            found = self._stack.run(full, [tokens.where(i) for i in batch], prompt_len=0, output=TOKENS)
+            full, key_counts = encoded, None
+            if expansion is not None and (expansion.attend or self._has_mask):
+                full = expansion.expand(encoded, self._expansion_id)
+                key_counts = None if expansion.attend else [len(ids) for ids, _ in encoded]
+            where = [tokens.where(i) for i in batch]
+            found = self._stack.run(full, where, prompt_len=0, output=TOKENS, key_counts=key_counts)
             for i, (ids, _), states in zip(batch, full, found.tokens[TOKENS], strict=True):
                 kept = self.mask.kept(ids, call.task, self._skipped)
                 vectors = np.ascontiguousarray(states[kept], np.float32)
@@ -205,11 +208,9 @@ class MultiVectorEncoder(TextEncoder):
         """Return how the texts of a call are tokenized."""
         truncation = read_processing_kwargs("processing_kwargs", call.processing_kwargs, self._text.truncation)
         if expansion is not None:
-            if not expansion.attend:
-                raise InputError(
-                    "task: expected document, because query_expansion of this model has attend=false, which is not "
-                    "supported"
-                )
+            why = None if expansion.attend else why_all_are_attended(self._text.auto_model, expansion)
+            if why is not None:
+                raise InputError(f"task: expected document, because of query_expansion with attend=false: {why}")
             if expansion.strategy == "fixed" and truncation.max_length not in (None, expansion.length):
                 _log.warning(
                     "max_length %s is ignored: queries have %d tokens", truncation.max_length, expansion.length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, cast
 
@@ -13,7 +13,7 @@ from fastattn.api.model import Model
 from fastattn.checks import check_count, check_flag, check_keywords, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.tasks.pipeline_source import Source, read_source
-from fastattn.tasks.pipeline_steps import Part, StepLimits
+from fastattn.tasks.pipeline_steps import Named, Part, StepLimits
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.call import PaddingArg, TruncationArg, read_strategy
 from fastattn.tokenizer.chat_template import read_messages
@@ -212,17 +212,35 @@ class PairEncoder:
 
     def encode(self, index: int, item: Pair, name: str) -> Part:
         """Tokenize one text or pair. Raises ContextLengthError, InputError."""
-        ids, type_ids = self.tokenizer.encode_pairs(
-            [item],
+        return next(self.encode_all([Named(index, item, name)]))
+
+    def encode_all(self, items: Iterable[Named[Pair]]) -> Iterator[Part]:
+        """Tokenize texts and pairs. Raises ContextLengthError, InputError."""
+        given: list[Named[Pair]] = []
+        names: list[str] = []
+
+        def pairs() -> Iterator[Pair]:
+            for one in items:
+                given.append(one)
+                names.append(one.name)
+                yield one.item
+
+        found = self.tokenizer.encode_pairs(
+            pairs(),
             add_special_tokens=self.encoding.add_special_tokens,
             max_length=self.limit,
             strategy=self.encoding.strategy,
-            names=[name],
-        )[0]
-        context = self.model.executor.program.max_positions
-        check_length(self.model, index, ids, name, self.encoding.advice(context))
-        check_fits(self.model, self.tokenizer, ids, name)
-        return Part(name, ids, type_ids)
+            names=names,
+        )
+        advice = self.encoding.advice(self.model.executor.program.max_positions)
+        for one, (ids, type_ids) in zip(given, found, strict=True):
+            check_length(self.model, one.index, ids, one.name, advice)
+            check_fits(self.model, self.tokenizer, ids, one.name)
+            yield Part(one.name, ids, type_ids)
+
+    def encode_texts(self, items: Iterable[Named[str]]) -> Iterator[Part]:
+        """Tokenize texts. Raises ContextLengthError, InputError."""
+        return self.encode_all(Named(one.index, (one.item, None), one.name) for one in items)
 
 
 def need_tokens(part: Part) -> Part:

@@ -1,28 +1,31 @@
 """Runs the items of a pipeline call in steps, and yields their results in order.
 
-A window of items is read and tokenized. Its sequences are sorted by length, so that similar ones share a step. A result
-depends only on its own item, so neither the window nor the steps change it. Memory is bounded by the window.
+A window of items is read and tokenized, if possible while the window before it is computed (`ahead.py`). Its sequences
+are sorted by length, so that similar ones share a step. A result depends only on its own item, so neither the window
+nor the steps change it. Memory is bounded by two windows.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.errors import FastattnError, about_item
+from fastattn.tasks.ahead import Cancel, prepare_ahead
 from fastattn.tasks.pipeline_source import Item, Source
 from fastattn.tasks.progress import DELAY_SECONDS, progress_bar, shown_on_terminal
 
 DEFAULT_BATCH_SIZE = 32
 WINDOW_STEPS = 16
 WINDOW_TOKENS = 2**16
+TOKEN_CHARS = 4  # of a token, about: windows are read before their texts are tokenized
 Reduced = TypeVar("Reduced")
 Result = TypeVar("Result")
 
@@ -37,12 +40,35 @@ class Part:
     detail: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Named(Generic[Item]):
+    """An item, its index in the call and its name for messages."""
+
+    index: int
+    item: Item
+    name: str
+
+
 class Job(ABC, Generic[Item, Reduced, Result]):
-    """How a pipeline computes the result of an item."""
+    """How a pipeline computes the result of an item.
+
+    ahead: whether another thread may tokenize items while `forward` runs. n_sequences: the sequences of an item, about.
+    """
+
+    ahead: ClassVar[bool] = True
+    n_sequences: int = 1
 
     @abstractmethod
     def encode(self, index: int, item: Item, name: str) -> Sequence[Part]:
         """Return the sequences of an item."""
+
+    def encode_all(self, items: Iterable[Named[Item]]) -> Iterator[Sequence[Part]]:
+        """Yield the sequences of each item. A job overrides this if the tokenizer is faster with several texts.
+
+        An error may be about any of the items; `encode` is then called for each of them.
+        """
+        for given in items:
+            yield self.encode(given.index, given.item, given.name)
 
     @abstractmethod
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
@@ -76,8 +102,9 @@ class StepLimits:
         """The number of sequences of a step."""
         return DEFAULT_BATCH_SIZE if self.batch_size is None and self.max_batch_tokens is None else self.batch_size
 
-    def fills(self, n_sequences: int, n_tokens: int, n_steps: int) -> bool:
-        """Return whether this many sequences and tokens fill n_steps."""
+    def fills(self, n_sequences: int, n_chars: int, n_steps: int) -> bool:
+        """Return whether texts with this many sequences and characters fill n_steps."""
+        n_tokens = n_chars // TOKEN_CHARS
         return (
             n_tokens >= self.window_tokens
             or (self.sequences is not None and n_sequences >= n_steps * self.sequences)
@@ -141,63 +168,100 @@ class SizedIterator(Iterator[Result]):
 
 
 def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> Iterator[Result]:
-    """Yield the results in order. An error about an item, or from the source, follows the results before it."""
-    reader = _Reader(job, source, limits)
-    show, delay = limits.show_progress_bar, 0 if limits.show_progress_bar else DELAY_SECONDS
+    """Yield the results of all items in order. An error about an item follows the results before it."""
+    show = limits.show_progress_bar
+    delay = 0.0 if show else DELAY_SECONDS
     shown = shown_on_terminal(show, lazy=source.lazy)
     with progress_bar(shown, source.total, unit=" items", delay=delay, leave=bool(show)) as done:
-        # With one sequence per step, items are read one at a time. Else windows grow, so first results come early.
-        longest = 1 if limits.sequences == 1 else limits.window_steps
-        n_steps = 1 if source.lazy else longest
-        while True:
-            window = reader.read(n_steps)
-            _compute(job, window, limits, done)
-            while window:
-                entry = window.popleft()
+        ahead = job.ahead and limits.sequences != 1
+        for window in prepare_ahead(_windows(job, source, limits), _Encoder(job).encode, ahead=ahead):
+            if window.error is not None and not source.lazy:
+                raise window.error
+            _compute(job, window.entries, limits, done)
+            while window.entries:
+                entry = window.entries.popleft()
                 if entry.error is not None:
                     raise entry.error
                 with about_item(entry.index, entry.name):
                     result = job.finish(entry.item, cast("list[Reduced]", entry.reduced))
                 yield result
-            if reader.error is not None:
-                raise reader.error
-            if reader.ended:
-                return
-            n_steps = min(2 * n_steps, longest)
+            if window.error is not None:
+                raise window.error
 
 
-class _Reader(Generic[Item, Reduced, Result]):
-    """Reads windows of items. error: the exception of the source, or of the tokenization of an item, if any."""
-
-    def __init__(self, job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> None:
-        self._job, self._source, self._limits = job, source, limits
-        self._items = enumerate(source.items)
-        self.ended = False
-        self.error: Exception | None = None
-
-    def read(self, n_steps: int) -> deque[_Entry[Item, Reduced]]:
-        """Return the next items, with the sequences of about n_steps; fewer at the end."""
-        window: deque[_Entry[Item, Reduced]] = deque()
-        n_parts = n_tokens = 0
-        while not self._limits.fills(n_parts, n_tokens, n_steps):
+def _windows(job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> Iterator[list[Named[Item]]]:
+    """Yield the items of each window. An error of the source follows the items before it."""
+    # With one sequence per step, items are read one at a time. Else windows grow, so first results come early.
+    longest = 1 if limits.sequences == 1 else limits.window_steps
+    n_steps = 1 if source.lazy else longest
+    items = enumerate(source.items)
+    error: Exception | None = None
+    ended = False
+    while not ended:
+        window: list[Named[Item]] = []
+        n_chars = 0
+        while not limits.fills(len(window) * job.n_sequences, n_chars, n_steps):
             try:
-                found = next(self._items, None)
-                if found is None:
-                    self.ended = True
-                    break
-                index, item = found
-                name = self._source.name_of(index)
-                with about_item(index, name):
-                    parts = self._job.encode(index, item, name)
-            except Exception as error:  # of any type: it may come from the caller's generator
-                if not self._source.lazy:
-                    raise
-                self.error = error
+                found = next(items, None)
+            except Exception as raised:  # of any type: it may come from the caller's generator
+                error, ended = raised, True
                 break
-            window.append(_Entry(index, name, item, parts, [None] * len(parts), len(parts)))
-            n_parts += len(parts)
-            n_tokens += sum(len(part.ids) for part in parts)
-        return window
+            if found is None:
+                ended = True
+                break
+            index, item = found
+            window.append(Named(index, item, source.name_of(index)))
+            n_chars += job.n_sequences * _n_chars(item)
+        if window:
+            yield window
+        n_steps = min(2 * n_steps, longest)
+    if error is not None:
+        raise error
+
+
+def _n_chars(item: object) -> int:
+    """Return the number of characters of an item's texts."""
+    if isinstance(item, str):
+        return len(item)
+    if isinstance(item, Mapping):
+        return sum(_n_chars(value) for value in item.values())
+    return sum(_n_chars(value) for value in item) if isinstance(item, (list, tuple)) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Window(Generic[Item, Reduced]):
+    """The tokenized items of a window; error: about the item after them."""
+
+    entries: deque[_Entry[Item, Reduced]]
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder(Generic[Item, Reduced, Result]):
+    """Tokenizes windows of items."""
+
+    job: Job[Item, Reduced, Result]
+
+    def encode(self, items: list[Named[Item]], cancel: Cancel) -> _Window[Item, Reduced]:
+        """Tokenize the items up to the first one with an error."""
+        entries: deque[_Entry[Item, Reduced]] = deque()
+        try:
+            found = [*self.job.encode_all(cancel.guard(items))]
+        except FastattnError:  # about any of the items
+            found = []
+        entries.extend(map(_entry, items, found))
+        for given in cancel.guard(items[len(found) :]):
+            try:
+                with about_item(given.index, given.name):
+                    parts = self.job.encode(given.index, given.item, given.name)
+            except Exception as error:  # of any type, such as MemoryError
+                return _Window(entries, error)
+            entries.append(_entry(given, parts))
+        return _Window(entries)
+
+
+def _entry(given: Named[Item], parts: Sequence[Part]) -> _Entry[Item, Any]:
+    return _Entry(given.index, given.name, given.item, parts, [None] * len(parts), len(parts))
 
 
 def _compute(

@@ -28,7 +28,7 @@ from fastattn.tasks.pipeline_inputs import (
     read_pairs,
     types_of,
 )
-from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
+from fastattn.tasks.pipeline_steps import Job, Named, Part, StepLimits, run_job
 from fastattn.tasks.softmax import softmax
 from fastattn.tokenizer import Tokenizer
 
@@ -168,6 +168,9 @@ class _Job(Job[Pair, NDArray[np.floating[Any]], Any]):
 
     def encode(self, index: int, item: Pair, name: str) -> list[Part]:
         return [need_tokens(self._encoder.encode(index, item, name))]
+
+    def encode_all(self, items: Iterable[Named[Pair]]) -> Iterator[list[Part]]:
+        return ([need_tokens(part)] for part in self._encoder.encode_all(items))
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         types = types_of(self._model, self._tokenizer, parts)

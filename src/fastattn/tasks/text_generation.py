@@ -247,6 +247,8 @@ _Record: TypeAlias = "GeneratedText | GeneratedChat | GeneratedIds"
 class _Job(Job["str | Chat", "list[_Record]", "list[_Record]"]):
     """The continuations of each text or chat."""
 
+    ahead: ClassVar[bool] = False  # generation takes much longer than tokenizing
+
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, call: _Call, total: int | None, *, lazy: bool) -> None:
         self._model, self._tokenizer, self._call = model, tokenizer, call
         options = call.options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, overload
 
 import numpy as np
@@ -20,6 +21,7 @@ from fastattn.tasks.pipeline_inputs import (
     EncodeArgs,
     Encoding,
     Many,
+    Pair,
     PairEncoder,
     need_tokens,
     read_encoding,
@@ -27,7 +29,7 @@ from fastattn.tasks.pipeline_inputs import (
     read_texts,
     types_of,
 )
-from fastattn.tasks.pipeline_steps import Job, Part, StepLimits, run_job
+from fastattn.tasks.pipeline_steps import Job, Named, Part, StepLimits, run_job
 from fastattn.tasks.softmax import softmax
 from fastattn.tokenizer import Tokenizer, check_text, is_list_like
 from fastattn.tokenizer.texts import check_items, read_items
@@ -160,10 +162,17 @@ class _Job(Job[str, NDArray[np.float64], Classified]):
     def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, call: _Call, entailment_id: int) -> None:
         self._model, self._tokenizer, self._call, self._entailment = model, tokenizer, call, entailment_id
         self._encoder = PairEncoder.of(model, tokenizer, call.encoding)
+        self.n_sequences = len(call.hypotheses)
 
     def encode(self, index: int, item: str, name: str) -> list[Part]:
         hypotheses = self._call.hypotheses
         return [need_tokens(self._encoder.encode(index, (item, hypothesis), name)) for hypothesis in hypotheses]
+
+    def encode_all(self, items: Iterable[Named[str]]) -> Iterator[list[Part]]:
+        hypotheses = self._call.hypotheses
+        parts = self._encoder.encode_all(_pair_of(one, hypothesis) for one in items for hypothesis in hypotheses)
+        while part := next(parts, None):
+            yield list(map(need_tokens, (part, *islice(parts, len(hypotheses) - 1))))
 
     def forward(self, parts: Sequence[Part]) -> Iterable[tuple[int, Any]]:
         types = types_of(self._model, self._tokenizer, parts)
@@ -185,6 +194,10 @@ class _Job(Job[str, NDArray[np.float64], Classified]):
         if self._call.multi_label or len(logits) == 1:
             return softmax(logits[:, [-1 if entailment == 0 else 0, entailment]])[:, 1]
         return softmax(logits[:, entailment])
+
+
+def _pair_of(given: Named[str], hypothesis: str) -> Named[Pair]:
+    return Named(given.index, (given.item, hypothesis), given.name)
 
 
 def _read_labels(given: Any) -> list[str]:

@@ -19,12 +19,14 @@ from fastattn.graph.kinds.rows import (
     POOL,
     ROWS_OF,
     SLICE,
+    WINDOW_ROWS,
     Pooling,
     Selection,
     embedding,
     gather_rows,
     pool,
     split,
+    window_rows,
 )
 from fastattn.graph.op_kind import OpKind
 from fastattn.graph.tensor import ADD, MULTIPLY
@@ -45,6 +47,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "split",
+    "window_rows",
 ]
 
 KINDS: Mapping[str, OpKind] = {
@@ -63,6 +66,7 @@ KINDS: Mapping[str, OpKind] = {
         ATTENTION_PROBS,
         GATHER_ROWS,
         POOL,
+        WINDOW_ROWS,
         L2_NORMALIZE,
     )
 }

@@ -176,6 +176,8 @@ def _probs(run: Run, op: Op, sequence: int, q: Floats, positions: NDArray[np.int
         scores = np.where(relative > 0, -np.inf, scores)
     if window:
         scores = np.where(np.abs(relative) < window, scores, -np.inf)
+    if run.step.key_counts is not None:
+        scores = np.where(np.arange(len(keys)) < run.step.key_counts[sequence], scores, -np.inf)
     return softmax(scores)
 
 

@@ -1,4 +1,4 @@
-"""The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool."""
+"""The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool, window_rows."""
 
 from __future__ import annotations
 
@@ -98,6 +98,30 @@ def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
     return rows
 
 
+def window_rows(x: Tensor, size: int) -> Tensor:
+    """Put the `size` rows around each token next to each other: [n_tokens, size * width].
+
+    size: odd. Row i has the rows i - size // 2 to i + size // 2 of its sequence, with zeros before its first and after
+    its last token. A linear over them is a convolution with zero padding (torch.nn.Conv1d, padding=size // 2).
+    """
+    if x.rows != "tokens" or size < 1 or size % 2 == 0:
+        raise ConfigError(f"window_rows: expected one row per token and an odd size, got {x.rows} and {size}")
+    return x.tracer.emit(WINDOW_ROWS, (x,), x.rows, size * x.width, attrs={"size": size})
+
+
+def window_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
+    """Compute what `window_rows` describes."""
+    size, width = int(op.attrs["size"]), x.shape[1]
+    rows = np.zeros((len(x), size, width), x.dtype)
+    for start, end in run.spans:
+        for j in range(size):
+            shift = j - size // 2
+            first, last = max(start, start - shift), min(end, end - shift)
+            if first < last:
+                rows[first:last, j] = x[first + shift : last + shift]
+    return rows.reshape(len(x), size * width)
+
+
 EMBEDDING = OpKind(
     name="embedding",
     weights=("table",),
@@ -114,4 +138,5 @@ GATHER_ROWS = OpKind(
     formula=gather_rows_formula,
     reads="gather",
 )
+WINDOW_ROWS = OpKind(name="window_rows", inputs=("x",), attrs={"size": int}, formula=window_rows_formula, reads="all")
 POOL = OpKind(name="pool", inputs=("x",), attrs={"pool": get_args(Pooling)}, formula=pool_formula, reads="all")

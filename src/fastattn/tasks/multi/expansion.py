@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastattn.api.encoders import Encoder
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 from fastattn.settings import Settings
@@ -63,6 +64,20 @@ class QueryExpansion:
             named = "a mask token or an end-of-sentence token" if self.token is None else quote(self.token)
             raise ConfigError(f"{where}: query_expansion: expected a tokenizer with {named}, found none")
         return int(found)
+
+
+def why_all_are_attended(model: Encoder, expansion: QueryExpansion) -> str | None:
+    """Return why a model cannot leave out the added tokens as keys (`fastattn.graph.ir.Step`); None if it can."""
+    if model.device == "cuda":
+        return 'expected the device "cpu", got "cuda"'
+    for op in model.executor.program.ops:
+        if op.kind != "attention":
+            continue
+        if op.attrs["has_bias"] or op.attrs["has_columns"]:
+            return "attention with relative positions attends to all tokens"
+        if 0 < int(op.attrs["window"]) < expansion.length:
+            return f"length: expected at most {op.attrs['window']}, the window of attention, got {expansion.length}"
+    return None
 
 
 def read_expansion(where: str, values: Mapping[str, Any] | None) -> QueryExpansion | None:

@@ -130,7 +130,8 @@ def _of_pylate(folder: MultiVectorFolder, settings: Settings) -> MultiVectorFold
             prefixes.append(prefix)
             prompts[name] = prefix + (prompts.get(name) or "").removeprefix(prefix)
     length = settings.count("query_length", None, low=1)
-    attend = settings.flag("attend_to_expansion_tokens", False)
+    attend = settings.flag("attend_to_mask_tokens", False)  # of older versions
+    attend = settings.flag("attend_to_expansion_tokens", attend)
     expansion = None
     if settings.flag("do_query_expansion", True):
         expansion, length = QueryExpansion("fixed", attend, None, length or _DEFAULT_LENGTH), None

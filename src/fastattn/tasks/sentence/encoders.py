@@ -84,7 +84,11 @@ class Transformer(TextModel[Encoder]):
         """Compute the token vectors."""
         self.check_ids(encoded, features.where)
         ids, types = self.columns(encoded)
-        features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
+        if features.key_counts is None:
+            features.tokens[TOKENS] = list(self.auto_model(ids, token_type_ids=types).last_hidden_state)
+            return
+        batch = read_model_batch(self.auto_model.config, ids, None, types)
+        features.tokens[TOKENS] = list(self.auto_model.states(batch, features.key_counts))
 
     def run_pooled(self, encoded: Encoded, features: Features, op: str) -> None:
         """Compute one vector per text with pooling as an op of the model, without returning token vectors."""

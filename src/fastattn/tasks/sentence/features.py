@@ -24,12 +24,14 @@ class Features:
     """The features of a batch of texts.
 
     where: the name of each text in messages, such as "sentences[3]". prompt_len: number of tokens at the start of each
-    text that belong to the prompt, including the first special token. tokens: name to one array [n_tokens, width] per
+    text that belong to the prompt, including the first special token. key_counts: number of first tokens of each text
+    that are attended to, None: all. tokens: name to one array [n_tokens, width] per
     text. sentences: name to float32 [n_texts, width].
     """
 
     where: Sequence[str]
     prompt_len: int = 0
+    key_counts: Sequence[int] | None = None
     tokens: dict[str, list[Float]] = field(default_factory=dict)
     sentences: dict[str, Rows] = field(default_factory=dict)
 

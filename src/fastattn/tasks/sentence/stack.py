@@ -97,13 +97,21 @@ class Stack:
         """Replace one module with another."""
         self.later = [new if module is old else module for module in self.later]
 
-    def run(self, encoded: Encoded, where: Sequence[str], *, prompt_len: int, output: str | None) -> Features:
+    def run(
+        self,
+        encoded: Encoded,
+        where: Sequence[str],
+        *,
+        prompt_len: int,
+        output: str | None,
+        key_counts: Sequence[int] | None = None,
+    ) -> Features:
         """Compute the features of a batch.
 
-        output: the feature that is needed, "sentence_embedding" or "token_embeddings"; None: all. Raises InputError,
-        NonFiniteError.
+        output: the feature that is needed, "sentence_embedding" or "token_embeddings"; None: all. key_counts: see
+        `Features`; only with token_embeddings. Raises InputError, NonFiniteError.
         """
-        features = Features(where, prompt_len)
+        features = Features(where, prompt_len, key_counts)
         modules = list(self.later)
         op = self._pooling_op(prompt_len) if output != TOKENS else None
         if output == TOKENS:
