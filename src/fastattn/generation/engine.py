@@ -184,6 +184,13 @@ class Engine:
         return process
 
 
+def _note(first: BaseException, other: Exception) -> None:
+    """Add a further error of the same call to the first one."""
+    add_note = getattr(first, "add_note", None)  # from Python 3.11 on
+    if add_note is not None:
+        add_note(f"another text of the call failed too: {type(other).__name__}: {other}")
+
+
 def _remove(process: _Process, call: Call) -> None:
     process.scheduler.remove(call)
     call.ring()
@@ -338,7 +345,10 @@ class _Process:
             self._end(call, error)
 
     def _end(self, call: Call, error: Exception) -> None:
-        call.error = error  # before the call is done
+        if call.error is None:
+            call.error = error  # before the call is done
+        elif call.error is not error:
+            _note(call.error, error)
         self.scheduler.remove(call)
         call.ring()
 

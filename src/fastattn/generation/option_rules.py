@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from fastattn.checks import quote
 from fastattn.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,3 +47,11 @@ def check_speculation(options: GenerationOptions) -> None:
         raise InputError("assistant_model: expected None with prompt_lookup_num_tokens, got both; pass one of them")
     if given and options.num_beams > 1:
         raise InputError(f"{given[0]}: expected None with num_beams, got both; beams are not speculated on")
+
+
+def check_unseen(given: Mapping[str, Any], names: Sequence[str], where: str, instead: str) -> None:
+    """Check that a call does not set options that record what it would not return."""
+    for name in names:
+        if given.get(name):
+            nothing = 0 if name == "top_logprobs" else False
+            raise InputError(f"{name}: expected {nothing} {where}, got {quote(given[name])}; {instead}")

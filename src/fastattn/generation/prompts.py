@@ -66,11 +66,17 @@ class Prompts:
 
 
 def read_prompts(
-    model: LanguageModel, ids: Any, attention_mask: Any, options: GenerationOptions, *, name: str = "input_ids"
+    model: LanguageModel,
+    ids: Any,
+    attention_mask: Any,
+    options: GenerationOptions,
+    *,
+    name: str = "input_ids",
+    if_too_long: str = HOW_TO_CUT,
 ) -> Prompts:
     """Check token ids. Without attention_mask, padding is inferred from the padding id, as in transformers.
 
-    name: of the ids, for messages. Raises DTypeError, InputError, ContextLengthError.
+    name: of the ids; if_too_long: what to do then; both for messages. Raises DTypeError, InputError, ContextLengthError.
     """
     _refuse_texts(ids, name)
     checked = options.truncate is None and options.overflow == "error"
@@ -82,7 +88,7 @@ def read_prompts(
         max_positions=context,
         explain=model.explain_id,
         name=name,
-        if_too_long=HOW_TO_CUT,
+        if_too_long=if_too_long,
     )
     rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options, name)
     # For a 2-D array transformers also counts the padding: every row gets the same number of new tokens.

@@ -16,6 +16,7 @@ from fastattn.generation.generate import StreamerFeed, completed, make_requests,
 from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.generation_config import with_defaults
 from fastattn.generation.keywords import with_generation_config
+from fastattn.generation.option_rules import check_unseen
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
@@ -425,7 +426,10 @@ def _read_generation(merged: dict[str, Any], defaults: Mapping[str, Any]) -> Gen
     batch_size = read_limits(merged).batch_size
     if batch_size is not None:
         merged["max_batch_size"] = one_of("max_batch_size", merged.get("max_batch_size"), "batch_size", batch_size)
-    chosen = with_defaults(with_generation_config(merged), defaults)
+    own = with_generation_config(merged)
+    instead = "use model.generate with return_dict_in_generate=True"
+    check_unseen(own, ("top_logprobs", "output_scores", "output_logits"), "in a pipeline", instead)
+    chosen = with_defaults(own, defaults)
     if chosen.get("do_sample") is None:
         chosen["do_sample"] = True
     if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:
