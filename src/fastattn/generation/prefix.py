@@ -16,7 +16,7 @@ from fastattn.checkpoint.safetensors import TensorInfo, read_source
 from fastattn.checkpoint.safetensors_writer import Entry, header
 from fastattn.checks import check_path
 from fastattn.errors import ContextLengthError, InputError, ModelFormatError
-from fastattn.files import SourceFile, read_at
+from fastattn.files import SourceFile, read_at, replaced_file
 from fastattn.generation.call import Call
 from fastattn.generation.engine import Engine
 from fastattn.generation.page_plan import PagePlan
@@ -39,7 +39,8 @@ class CachedPrefix:
     """
 
     def __init__(self, engine: Engine, token_ids: Sequence[int], nodes: Sequence[Node]) -> None:
-        self._engine, self._ids, self._nodes = engine, list(token_ids), list(nodes)
+        self._engine, self._ids, self._nodes = engine, list(token_ids), list(nodes)  # none for less than 16 tokens
+        self._closed = False
         self._pages = [node.page for node in nodes if node.depth * engine.stats().page_len <= len(self._ids)]
 
     @property
@@ -56,9 +57,9 @@ class CachedPrefix:
         """Write the prefix to a file, for `load_prefix` of the same model with the same dtypes.
 
         The file has the whole pages; `load_prefix` computes the at most 63 tokens after them. Raises InputError after
-        `close` and for keys and values on a GPU, OSError.
+        `close` and for keys and values on a GPU, OSError, for example if the folder of the file does not exist.
         """
-        if not self._nodes:
+        if self._closed:
             raise InputError("prefix: expected an open prefix, got one after close()")
         target, ids = check_path("path", path), self.token_ids
         pages = [page.read() for page in self._pages]
@@ -68,20 +69,15 @@ class CachedPrefix:
             Entry("token_ids", "I32", ids.shape, ids.nbytes),
             Entry("pages", "U8", (len(pages), size), len(pages) * size),
         ]
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(header(entries, {"format": _FORMAT, "sha256": digest}))
-                file.write(ids.data)
-                for page in pages:
-                    file.write(page.data)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with replaced_file(target) as file:
+            file.write(header(entries, {"format": _FORMAT, "sha256": digest}))
+            file.write(ids.data)
+            for page in pages:
+                file.write(page.data)
 
     def close(self) -> None:
         """Let the memory be used for other texts. May be called twice."""
-        nodes, self._nodes, self._pages = self._nodes, [], []
+        nodes, self._nodes, self._pages, self._closed = self._nodes, [], [], True
         if nodes:
             self._engine.do_soon(partial(_unpin, nodes))
 

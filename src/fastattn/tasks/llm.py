@@ -272,7 +272,9 @@ class Llm:
         """Return the stream of a prompt. about: see `_run`."""
         if options.n_requests > 1:
             name = "n" if options.num_return_sequences > 1 else "best_of"
-            raise InputError(f"{name}: expected 1 with stream=True, got {options.n_requests}; call it once for each text")
+            raise InputError(
+                f"{name}: expected 1 with stream=True, got {options.n_requests}; call it once for each text"
+            )
         with _errors_of(options):
             request = make_requests(
                 self.model, [ids], options, tokenizer=tokenizer, names=[about[0]], if_too_long=about[1]

@@ -30,7 +30,11 @@ _KNOWN = (*SAME, *NAMES, "n", "logits_processor", "stopping_criteria", "response
 # Named by each call itself, for the hints in messages.
 _OF_COMPLETION = ("prompt", "max_tokens", "logprobs", "echo", "stream")
 _OF_CHAT = ("messages", "max_tokens", "logprobs", "top_logprobs", "tools", "stream")
-_OURS = {**{theirs: ours for ours, theirs in NAMES.items()}, "max_new_tokens": "max_tokens", "num_return_sequences": "n"}
+_OURS = {
+    **{theirs: ours for ours, theirs in NAMES.items()},
+    "max_new_tokens": "max_tokens",
+    "num_return_sequences": "n",
+}
 _QUOTED = re.compile(r"('(?:[^'\\]|\\.)*')")
 _GENERATE = "use llm.model.generate, which has it"
 _TOOLS = "use tools, if the chat template knows them"
@@ -44,7 +48,7 @@ _REFUSED: Mapping[str, Neutral] = {
     "num_return_sequences": Neutral((), "use n"),
     "do_sample": Neutral((), "temperature=0 is greedy, other temperatures sample"),
     "regex": Neutral((), "use grammar='start: /.../', with the regular expression between the slashes"),
-    "choices": Neutral((), "use grammar='start: \"yes\" | \"no\"'"),
+    "choices": Neutral((), 'use grammar=\'start: "yes" | "no"\''),
     "json_schema": Neutral((), _SCHEMA),
     "top_logprobs": Neutral((), "use logprobs, the number of likeliest tokens"),
     "truncate": Neutral((), "shorten the prompt, or use llm.model.generate, which has it"),
