@@ -16,8 +16,8 @@ from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
 from fastattn.errors import ConfigError, ModelNotFoundError
-from fastattn.generation.page_plan import check_limit
 from fastattn.generation.generation_config import read_defaults
+from fastattn.generation.page_plan import check_limit
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
