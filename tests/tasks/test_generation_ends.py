@@ -13,7 +13,7 @@ import pytest
 
 from fastattn.errors import InputError
 from fastattn.generation import scheduler
-from fastattn.generation.generate import completed, generate, make_requests, stream
+from fastattn.generation.generate import completed, generate, generate_async, make_requests, stream
 from fastattn.generation.options import GenerationOptions
 from fastattn.models.outputs import GenerateOutput
 from fastattn.tokenizer import Tokenizer, load_tokenizer
@@ -122,9 +122,9 @@ def test_the_number_of_texts_may_come_with_the_call_and_sampling_from_elsewhere(
     other = details(model, prompts, **best)
     assert [row.tolist() for row in one.sequences] == [row.tolist() for row in other.sequences]
     model.generation_config = {}
-    with pytest.raises(InputError, match="^num_return_sequences: expected 1 without do_sample=True"):
+    with pytest.raises(InputError, match=r"^num_return_sequences: expected 1 without do_sample=True"):
         generate(model, prompts, generation_config=[{"do_sample": True}, {}], **given)
-    with pytest.raises(InputError, match="^generate: unknown keyword 'top_kk'; did you mean 'top_k'"):
+    with pytest.raises(InputError, match=r"^generate: unknown keyword 'top_kk'; did you mean 'top_k'"):
         generate(model, prompts, generation_config=[{}, {}], top_kk=3)  # type: ignore[call-arg]
 
 
@@ -137,13 +137,13 @@ def test_the_first_of_several_errors(how: str) -> None:
 
     model = ToyModel()
     options: dict[str, Any] = {"logits_processor": fail, "max_new_tokens": 5}
-    with pytest.raises(ValueError, match="^about 7") as caught:
-        if how == "generate":
-            generate(model, [[7], [8], [9]], **options)
-        else:
-            from fastattn.generation.generate import generate_async
-
-            asyncio.run(generate_async(model, [[7], [8], [9]], **options))
+    prompts = [[7], [8], [9]]
+    run = {
+        "generate": lambda: generate(model, prompts, **options),
+        "agenerate": lambda: asyncio.run(generate_async(model, prompts, **options)),
+    }[how]
+    with pytest.raises(ValueError, match=r"^about 7") as caught:
+        run()
     assert str(caught.value) == "about 7"
     if hasattr(caught.value, "add_note"):  # Python 3.11
         assert caught.value.__notes__ == [
@@ -155,11 +155,11 @@ def test_the_first_of_several_errors(how: str) -> None:
 
 def test_what_a_call_does_not_return_is_refused(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
     model = ToyModel(tokenizer)
-    with pytest.raises(InputError, match="^top_logprobs: expected 0 without logprobs=True, got 2; pass both$"):
+    with pytest.raises(InputError, match=r"^top_logprobs: expected 0 without logprobs=True, got 2; pass both$"):
         stream(model, [1], top_logprobs=2)
-    with pytest.raises(InputError, match="^top_logprobs: expected 0 without logprobs=True"):
+    with pytest.raises(InputError, match=r"^top_logprobs: expected 0 without logprobs=True"):
         stream(model, [1], generation_config={"top_logprobs": 2})
-    with pytest.raises(InputError, match="^output_scores: expected False in a stream, got True; use generate with"):
+    with pytest.raises(InputError, match=r"^output_scores: expected False in a stream, got True; use generate with"):
         stream(model, [1], output_scores=True, logprobs=True)
     wanted = "^top_logprobs: expected 0 without return_dict_in_generate=True, got 2; pass both$"
     with pytest.raises(InputError, match=wanted):

@@ -72,9 +72,14 @@ def test_an_error_leaves_a_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with replaced_file(path) as file:
         file.write(b"first")
-    with pytest.raises(RuntimeError), replaced_file(path) as file:
-        file.write(b"second")
-        raise RuntimeError
+
+    def fail() -> None:
+        with replaced_file(path) as file:
+            file.write(b"second")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with pytest.raises(OSError, match="No space left on device") as caught, replaced_file(path):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(path)

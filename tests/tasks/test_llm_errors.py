@@ -29,7 +29,7 @@ def llm() -> Iterator[Llm]:
     [
         ({"max_token": 3}, "Llm: unknown keyword 'max_token'; did you mean 'max_tokens'?"),
         ({"stops": "a"}, "Llm: unknown keyword 'stops'; did you mean 'stop'?"),
-        ({"regex": "a+"}, "regex: expected None, got 'a+'; use grammar='start: /.../', with the regular expression "),
+        ({"regex": "a+"}, "regex: expected None, got 'a+'; use grammar='start: /.../', with the regular "),
         ({"choices": ["a"]}, "choices: expected None, got ['a']; use grammar='start: \"yes\" | \"no\"'"),
         ({"json_schema": {}}, "json_schema: expected None, got {}; use response_format={\"type\": \"json_schema\","),
         ({"max_new_tokens": 3}, "max_new_tokens: expected None, got 3; use max_tokens"),
@@ -44,8 +44,8 @@ def llm() -> Iterator[Llm]:
         ({"best_of": 2, "stream": True}, "best_of: expected 1 with stream=True, got 2; call it once for each text"),
         ({"repeat_penalty": -1}, "repeat_penalty: expected a finite number"),
         ({"stop": [""]}, "stop[0]: expected 1 to 1000 characters, got 0"),
-        ({"max_tokens": 300}, "prompt: expected prompt and max_tokens to fit the context of 256 positions, got 2 + 300; "
-         "pass max_tokens of at most 254"),
+        ({"max_tokens": 300}, "prompt: expected prompt and max_tokens to fit the context of 256 positions, got 2 + "
+         "300; pass max_tokens of at most 254"),
     ],
 )  # fmt: skip
 def test_errors_name_the_arguments_of_llm(llm: Llm, options: dict[str, Any], message: str) -> None:
@@ -63,9 +63,9 @@ def test_no_error_names_an_option_that_llm_does_not_have(llm: Llm) -> None:
     known = {"temperature", "top_p", "min_p", "typical_p", "top_k", "presence_penalty", "frequency_penalty", "seed",
              "logit_bias", "best_of", "logits_processor", "stopping_criteria", "grammar", "top_logprobs"}  # fmt: skip
     for name in set(OPTIONS) - known:
-        with pytest.raises(InputError, match=f"^{name}: expected None, got 3; [a-z]"):
+        with pytest.raises(InputError, match=rf"^{name}: expected None, got 3; [a-z]"):
             llm.create_completion("sea", **{name: 3})
-    with pytest.raises(InputError, match="^top_logprobs: expected None, got 3; use logprobs, the number of"):
+    with pytest.raises(InputError, match=r"^top_logprobs: expected None, got 3; use logprobs, the number of"):
         llm.create_completion("sea", top_logprobs=3)  # type: ignore[call-arg]
 
 
@@ -99,9 +99,9 @@ def test_a_conversation_that_is_too_long(llm: Llm, stream: bool) -> None:
 def test_what_the_caller_wrote_stays_in_messages(llm: Llm) -> None:
     with pytest.raises(DTypeError, match=r"^n: 'num_return_sequences \\' n' and n$"), in_our_names():
         raise DTypeError("num_return_sequences: 'num_return_sequences \\' n' and num_return_sequences")
-    with pytest.raises(InputError, match="^json_schema: a$"), in_our_names():
+    with pytest.raises(InputError, match=r"^json_schema: a$"), in_our_names():
         raise InputError("json_schema: a")
-    with pytest.raises(InputError, match="^response_format: a$"), in_our_names(schema=True):
+    with pytest.raises(InputError, match=r"^response_format: a$"), in_our_names(schema=True):
         raise InputError("json_schema: a")
 
 
@@ -109,5 +109,5 @@ def test_what_the_caller_wrote_stays_in_messages(llm: Llm) -> None:
 def test_a_schema_that_cannot_be_used(llm: Llm, stream: bool) -> None:
     pytest.importorskip("llguidance")
     asked = {"type": "json_schema", "json_schema": {"schema": {"type": "no such type"}}}
-    with pytest.raises(InputError, match="^response_format: expected a JSON schema that can be used, got "):
+    with pytest.raises(InputError, match=r"^response_format: expected a JSON schema that can be used, got "):
         list(llm.create_completion("sea", response_format=asked, stream=stream))

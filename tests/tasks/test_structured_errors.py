@@ -56,7 +56,7 @@ _HOW_SCHEMA = "expected a JSON schema as a dict or JSON text, or a pydantic mode
         ({"json_schema": {"const": {1, 2}}}, InputError, "json_schema: expected values that JSON has"),
         ({"json_schema": "[" * 200}, InputError, "json_schema: "),
         ({"json_schema": {"type": "frob"}}, InputError, "json_schema: .*Invalid type: frob"),
-        ({"json_schema": {"uniqueItems": True}}, InputError, 'json_schema: .*keywords that are not supported: "uniqueItems"'),
+        ({"json_schema": {"uniqueItems": True}}, InputError, 'json_schema: .*that are not supported: "uniqueItems"'),
         ({"json_schema": {"type": "string", "format": "color"}}, InputError, "json_schema: .*Unknown format: color"),
         ({"json_schema": {"not": {}}}, InputError, 'json_schema: .*keywords that are not supported: "not"'),
         ({"json_schema": {"$ref": "http://x/y"}}, InputError, "json_schema: .*http://x/y"),
@@ -113,7 +113,7 @@ def test_messages_of_the_library_in_one_line(model: ToyModel, options: dict[str,
 
 
 def test_a_grammar_that_nothing_fits(model: ToyModel) -> None:
-    with pytest.raises(InputError, match="can continue after 0 new tokens, found none: nothing can follow$"):
+    with pytest.raises(InputError, match=r"can continue after 0 new tokens, found none: nothing can follow$"):
         run(model, grammar="start: start")
 
 

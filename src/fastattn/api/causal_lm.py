@@ -172,10 +172,14 @@ class CausalLM(Model):
         origin = self._origin
         if origin is None:
             raise InputError(
-                f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder"
+                f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder; "
+                "pass a draft model"
             )
         if dtype == self.dtype:
-            raise InputError(f"assistant_model: expected a dtype other than the model's own, got {dtype!r}")
+            raise InputError(
+                f"assistant_model: expected a dtype other than the model's own, got {dtype!r}; a copy like the "
+                "model would save no time"
+            )
         options = replace(origin.options, dtype=dtype, kv_dtype=None, head_dtype=None, kv_cache_bytes=None)
         built, executor, found = load_model(origin.directory, self._built.task, options, origin.name)
         try:
@@ -280,7 +284,10 @@ class CausalLM(Model):
         refuse_keywords(others, "perplexity", ("text_or_ids", "stride"))
         found = self.surprisal(text_or_ids, stride=stride)
         if len(found.token_ids) < 2:
-            raise InputError(f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}")
+            raise InputError(
+                f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}; the first one has no "
+                "probability, so pass a longer text"
+            )
         return found.perplexity
 
     def stream(self, text_or_ids: object, *, logprobs: bool = False, **options: Unpack[GenerationArgs]) -> TextStream:

@@ -203,7 +203,7 @@ def _shared(own: Sequence[dict[str, Any]], name: str) -> Any:
         if value != values[0] and (value or values[0]):
             raise InputError(
                 f"generation_config[{i}]: expected {name} {quote(values[0])} as in generation_config[0], because it is "
-                f"one for the call, got {quote(value)}"
+                f"one for the call, got {quote(value)}; pass it as a keyword"
             )
     return values[0] if values else None
 
@@ -224,17 +224,23 @@ def _options_of_each(
         seeds, n_texts = seeds_of(checked, len(names)), checked.n_requests
         return [(checked, seeds[i * n_texts : (i + 1) * n_texts]) for i in range(len(names))]
     if len(own) != len(names):
-        raise InputError(f"generation_config: expected one for each of {len(names)} prompts, got {len(own)}")
+        raise InputError(
+            f"generation_config: expected one for each of {len(names)} prompts, got {len(own)}; a config outside "
+            "a list is for all"
+        )
     found = list[GenerationOptions]()
     for i, keywords in enumerate(own):
         one = read_options(with_defaults(keywords, defaults), f"generation_config[{i}]", also=_ARGUMENTS)
         for name in ("max_batch_size", "priority"):
             if getattr(one, name) != getattr(checked, name):
-                raise InputError(f"generation_config[{i}]: expected no {name}, which is one for the call, got one")
+                raise InputError(
+                    f"generation_config[{i}]: expected no {name}, which is one for the call, got one; pass it as a "
+                    "keyword"
+                )
         found.append(one)
     n_texts = sum(one.n_requests for one in found)
     if n_texts > MAX_SEQUENCES:
-        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+        raise InputError(_TOO_MANY)
     listed = checked.seeds(n_texts) if isinstance(checked.seed, tuple) else None
     each, n_before = [], 0
     for one in found:
@@ -248,6 +254,7 @@ def _options_of_each(
     return each
 
 
+_TOO_MANY = f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more; make several calls"
 _log = logging.getLogger("fastattn")
 _OF_CALL = ("eos_token_id", "max_batch_size", "pad_token_id", "priority", "seed")  # options that all prompts share
 _ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotations__)
@@ -260,7 +267,9 @@ class StreamerFeed:
         """Check that there is one sequence, as a streamer requires. Raises DTypeError, InputError."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):
-                raise DTypeError(f"streamer: expected an object with put and end, got {type(streamer).__name__}")
+                raise DTypeError(
+                    f"streamer: expected an object with put and end, got {type(streamer).__name__}; stream() needs none"
+                )
         if n_texts != 1:
             raise InputError("streamer: expected one sequence, got several; use stream() for each")
         self._streamer = streamer
@@ -319,7 +328,9 @@ def _call_of(
     requests: Sequence[Request], options: GenerationOptions, *, logprobs: bool, feed: StreamerFeed | None
 ) -> Call:
     if feed is not None and any(request.search is not None for request in requests):
-        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
+        raise InputError(
+            "streamer: expected num_beams=1, got more; leave it out, the text of a beam can change until the end"
+        )
     for request in requests:
         request.wants_logprobs = request.wants_logprobs or logprobs
     return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
@@ -367,7 +378,7 @@ def _read_one(model: LanguageModel, text_or_ids: Any, options: GenerationOptions
         text_or_ids = encode_prompt(need_tokenizer(model, caller), text_or_ids, "text_or_ids")
         mask = np.ones(len(text_or_ids), np.int64)  # a text has no padding, whatever its ids
     elif isinstance(text_or_ids, (bytes, bytearray)):
-        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
+        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}; decode it first")
     prompts = read_prompts(model, text_or_ids, mask, options, name="text_or_ids")
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
@@ -461,5 +472,5 @@ def _too_long(name: str, index: int, sizes: tuple[int, int, int], what_to_do: st
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:
     """Return the seeds of all requests for this many prompts. Raises InputError if there are too many."""
     if n_prompts * options.n_requests > MAX_SEQUENCES:
-        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+        raise InputError(_TOO_MANY)
     return options.seeds(n_prompts * options.n_requests)

@@ -84,7 +84,7 @@ class PagePlan:
             raise OutOfMemory(
                 f"kv_cache_bytes: expected at least {most * self._paged.kv_page_bytes} bytes for a text of "
                 f"{request.prompt_len} + {request.max_new_tokens} tokens{beams}, got {self.limit} pages of "
-                f"{self._paged.kv_page_bytes} bytes"
+                f"{self._paged.kv_page_bytes} bytes; load the model with more, or pass a smaller max_new_tokens"
             )
 
     # -- one plan -----------------------------------------------------------------------------------------------------

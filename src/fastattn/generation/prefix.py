@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FORMAT = "fastattn-prefix-1"
+_NO_PAGES = "expected a model with pages of keys and values, got one on device numpy; load it with device='cpu'"
 
 
 class CachedPrefix:
@@ -60,7 +61,7 @@ class CachedPrefix:
         `close` and for keys and values on a GPU, OSError, for example if the folder of the file does not exist.
         """
         if self._closed:
-            raise InputError("prefix: expected an open prefix, got one after close()")
+            raise InputError("prefix: expected an open prefix, got one after close(); call cache_prefix again")
         target, ids = check_path("path", path), self.token_ids
         pages = [page.read() for page in self._pages]
         digest = _digest(ids, pages)
@@ -101,12 +102,12 @@ def cache_prefix(model: LanguageModel, ids: Sequence[int], name: str = "input_id
     """Compute the keys and values of these ids and pin them. Raises InputError, ContextLengthError."""
     executor, context = model.executor, model.executor.program.max_positions
     if not isinstance(executor, PagedExecutor):
-        raise InputError("cache_prefix: expected a model with pages of keys and values, got one on device numpy")
+        raise InputError(f"cache_prefix: {_NO_PAGES}")
     if not len(ids):
-        raise InputError(f"{name}: expected at least one token, got none")
+        raise InputError(f"{name}: expected at least one token, got none; without a prefix, nothing is to be cached")
     if len(ids) >= context:
         raise ContextLengthError(
-            f"{name}: expected fewer tokens than the context of {context} positions, got {len(ids)}",
+            f"{name}: expected fewer tokens than the context of {context} positions, got {len(ids)}; shorten it",
             n_tokens=len(ids),
             context=context,
         )
@@ -124,7 +125,7 @@ def load_prefix(model: LanguageModel, path: str | os.PathLike[str]) -> CachedPre
     """
     found, executor = check_path("path", path), model.executor
     if not isinstance(executor, PagedExecutor):
-        raise InputError("load_prefix: expected a model with pages of keys and values, got one on device numpy")
+        raise InputError(f"load_prefix: {_NO_PAGES}")
     ids, pages = _read(found, executor.kv_page_bytes)
     limit = executor.program.outputs["logits"]
     vocab, context = executor.program.values[limit].width, executor.program.max_positions
@@ -202,5 +203,6 @@ def _broken(path: Path, message: str) -> ModelFormatError:
 
 def _other(path: Path) -> InputError:
     return InputError(
-        f"{path}: expected keys and values of this model with its dtype and kv_dtype, got those of another one"
+        f"{path}: expected keys and values of this model with its dtype and kv_dtype, got those of another one; "
+        "compute it again with cache_prefix"
     )

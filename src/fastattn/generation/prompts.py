@@ -76,7 +76,8 @@ def read_prompts(
 ) -> Prompts:
     """Check token ids. Without attention_mask, padding is inferred from the padding id, as in transformers.
 
-    name: of the ids; if_too_long: what to do then; both for messages. Raises DTypeError, InputError, ContextLengthError.
+    name: of the ids; if_too_long: what to do then; both for messages. Raises DTypeError, InputError,
+    ContextLengthError.
     """
     _refuse_texts(ids, name)
     checked = options.truncate is None and options.overflow == "error"
@@ -150,7 +151,10 @@ def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any)
     checked = check_text(text, name)
     ids = np.array(tokenizer.encode(checked, **options), np.int32)
     if checked and not len(ids):
-        raise InputError(f"{name}: expected a text of at least one token, got {quote(checked)}, which encodes to none")
+        raise InputError(
+            f'{name}: expected a text of at least one token, got {quote(checked)}, which encodes to none; pass "" to '
+            "begin without a prompt"
+        )
     return ids
 
 
@@ -173,7 +177,10 @@ def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int
     for token_id in (options.bos_token_id, model.bos_token_id, *model.eos_token_ids):
         if token_id is not None:
             return token_id
-    raise InputError(f"{name}: expected at least one id, because the checkpoint has no bos or eos id to start from")
+    raise InputError(
+        f"{name}: expected at least one id, because the checkpoint has no bos or eos id to start from; pass a prompt, "
+        "or bos_token_id"
+    )
 
 
 def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:

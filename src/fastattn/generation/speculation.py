@@ -74,7 +74,10 @@ def _assistant_of(model: LanguageModel, chosen: Any) -> LanguageModel:
     """Return the draft model that an option names. Raises InputError for one of another vocabulary, ConfigError."""
     if isinstance(chosen, str):
         if not isinstance(model, _HasCopies):
-            raise InputError(f"assistant_model: expected a model from from_pretrained for {chosen!r}, got another")
+            raise InputError(
+                f"assistant_model: expected a model from from_pretrained for {chosen!r}, got another; pass a "
+                "draft model"
+            )
         return model.copy_in(chosen)
     if chosen.executor not in model.engine.assistants:
         _check_vocabulary(model, chosen)
@@ -90,10 +93,16 @@ def _check_vocabulary(model: LanguageModel, assistant: LanguageModel) -> None:
     expected = model.executor.program
     n_ids = expected.values[expected.outputs["logits"]].width
     if width != n_ids:
-        raise InputError(f"assistant_model: expected a model with the same {n_ids} ids, got one with {width}")
+        raise InputError(
+            f"assistant_model: expected a model with the same {n_ids} ids, got one with {width}; use a smaller "
+            'model of the same family, or "int4" for a copy of the model'
+        )
     ours, theirs = model.tokenizer, assistant.tokenizer
     if ours is not None and theirs is not None and ours.get_vocab() != theirs.get_vocab():
-        raise InputError("assistant_model: expected a model with the same tokenizer, got one with other tokens")
+        raise InputError(
+            "assistant_model: expected a model with the same tokenizer, got one with other tokens; use a smaller "
+            'model of the same family, or "int4" for a copy of the model'
+        )
 
 
 def speculation_of(model: LanguageModel, options: GenerationOptions) -> Speculation | None:

@@ -59,7 +59,9 @@ class Grammars:
         name = str(options.constraint)
         library = _library(name)
         if not ends:
-            raise InputError(f"eos_token_id: expected at least one id with {name}, because it ends the text, got none")
+            raise InputError(
+                f"eos_token_id: expected at least one id with {name}, because it ends the text, got none; pass one"
+            )
         vocabulary = self._vocabulary(library, name, tokenizer, n_ids, ends)
         text = _grammar_text(library, name, getattr(options, name))
         found = vocabulary.grammars.get(text)
@@ -215,7 +217,8 @@ class Grammar:
         if not first.any():
             raise InputError(
                 f"{self.name}: expected {_EXPECTED[self.name]} for a text that begins without a space, because the "
-                "prompt is empty and the tokenizer removes a first space, got another one"
+                "prompt is empty and the tokenizer removes a first space, got another one; write it without that "
+                "space, or pass a prompt"
             )
         return Mask(self, first, nan=nan)
 

@@ -25,8 +25,8 @@ _STOPS = {
 def reason_of(message: str, *, syntax: Literal["lark", "gbnf"] | None = None) -> str:
     """Return a message of the library in one line, without the text that it repeats.
 
-    syntax: of the user's grammar; None: there is none. Only a grammar in the library's own syntax, Lark's, has its lines
-    and columns.
+    syntax: of the user's grammar; None: there is none. Only a grammar in the library's own syntax, Lark's, has its
+    lines and columns.
     """
     message = _QUOTES_GRAMMAR.split(message)[0].strip()
     place = _PLACE.match(message)
@@ -63,8 +63,9 @@ def _plain(message: str) -> str:
         return f"keywords that are not supported: {keys['keys']}"
     if gbnf is not None:
         return (
-            f"expected ::= in line {gbnf['line']} between {gbnf['after']} and {gbnf['before']}, as in GBNF; a grammar in "
-            'Lark\'s syntax needs a rule "start:"'
+            f"expected ::= in line {gbnf['line']} between {gbnf['after']} and {gbnf['before']}, as in GBNF; a "
+            "grammar in Lark's syntax "
+            'needs a rule "start:"'
         )
     if message.startswith("oneOf constraints are not supported"):
         return 'oneOf is not supported; "x-guidance": {"coerce_one_of": true} in the schema treats it as anyOf'

@@ -122,8 +122,8 @@ def _check_texts(n: int, best_of: Any, *, greedy: bool) -> None:
     if greedy and most > 1:
         name, what = ("n", n) if n > 1 else ("best_of", most)
         raise InputError(
-            f"{name}: expected 1 with temperature=0, got {what}; greedy search writes the same text each time, a higher "
-            "temperature different ones"
+            f"{name}: expected 1 with temperature=0, got {what}; greedy search writes the same text each time, a "
+            "higher temperature different ones"
         )
 
 
