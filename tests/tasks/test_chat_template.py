@@ -166,7 +166,7 @@ def test_templates_that_write_parts_get_them() -> None:
         "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '\n' }}{% endfor %}",  # fails for a list
         "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}",
         "{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string }}\n{% endfor %}",
-        "{% for m in messages %}<{{ m.role }}>{% set c = m.content %}{{ c if c is string else c | tojson }}\n{% endfor %}",
+        "{% for m in messages %}<{{ m.role }}>{% set c = m.content %}{{ c if c is string else c|list }}\n{% endfor %}",
     ],
 )
 def test_other_templates_get_the_texts_of_parts_in_lines(template: str) -> None:
