@@ -179,8 +179,8 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
         """Return the end of a context that fits before a continuation. Raises ContextLengthError, InputError."""
         if not context or not continuation:
             raise InputError(
-                "requests: expected a context and a continuation of at least one token, got none; a context of spaces only "
-                "has none, because the harness moves spaces to the continuation"
+                "requests: expected a context and a continuation of at least one token, got none; a context of "
+                "only spaces has none, because the harness moves spaces to the continuation"
             )
         room = self.max_length + 1 - len(continuation)  # the last token is only scored
         if room < 1:
