@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
@@ -55,6 +55,24 @@ def open_raw(path: Path | str, flags: int, mode: str = "rb", *, dir_fd: int | No
     """
     opened = map(functools.partial(os.open, mode=0o666, dir_fd=dir_fd), (path,), (flags,))
     return next(map(io.FileIO, opened, (mode,)))
+
+
+@contextlib.contextmanager
+def replaced_file(target: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that replaces `target` at the end of the `with` block; an error leaves `target` unchanged.
+
+    Raises OSError that names `target`, not the unfinished file beside it.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.fastattn-part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _require_regular(status: os.stat_result, path: Path) -> None:

@@ -178,11 +178,15 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
     def _fitting(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
         """Return the end of a context that fits before a continuation. Raises ContextLengthError, InputError."""
         if not context or not continuation:
-            raise InputError("requests: expected a context and a continuation of at least one token, got none")
+            raise InputError(
+                "requests: expected a context and a continuation of at least one token, got none; a context of "
+                "only spaces has none, because the harness moves spaces to the continuation"
+            )
         room = self.max_length + 1 - len(continuation)  # the last token is only scored
         if room < 1:
             raise ContextLengthError(
-                f"requests: expected a continuation of at most {self.max_length} tokens, got {len(continuation)}"
+                f"requests: expected a continuation of at most {self.max_length} tokens, got {len(continuation)}; "
+                "score the text with loglikelihood_rolling, which reads it in windows"
             )
         return tuple(context[-room:])
 
@@ -202,7 +206,10 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
         n_new = next((length for length in lengths if length is not None), self.max_gen_toks)
         n_new = check_count("max_gen_toks", n_new, low=1)
         if n_new >= self.max_length:
-            raise InputError(f"max_gen_toks: expected fewer than max_length {self.max_length}, got {n_new}")
+            raise InputError(
+                f"max_gen_toks: expected fewer than max_length {self.max_length}, got {n_new}; lower it in the "
+                "generation_kwargs of the task, or as an argument of FastattnLM"
+            )
         return {**options, "max_new_tokens": n_new, "stop_strings": [stop for stop in stops if stop] or None}
 
     def _continue(self, contexts: Sequence[str], options: Mapping[str, Any]) -> list[str]:

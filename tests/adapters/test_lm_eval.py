@@ -139,6 +139,47 @@ def test_the_harness_gives_the_results_of_its_own_model(
     assert any(text for (text,) in np.array(answers(found, "fastattn_answers")).reshape(-1, 1))
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"add_bos_token": True}, {"prefix_token_id": 5}, {"max_length": 20}],
+    ids=lambda options: str(options),
+)
+def test_requests_have_the_results_of_the_harness_own_model(
+    folder: Path, lm: CausalLM, theirs: Any, options: dict[str, Any]
+) -> None:
+    """Contexts that are empty, end with a space, have special tokens, split characters, or are too long."""
+    other = type(theirs)(pretrained=theirs.model, tokenizer=theirs.tokenizer, batch_size=1, device="cpu", **options)
+    ours, rng = FastattnLM(lm, **options), np.random.default_rng(5)
+    words = [*WORDS, "é", "日本", "\n", "<|endoftext|>"]
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choice(words, rng.integers(low, high)))
+
+    pairs = [("", "a"), ("", " a b"), ("<|endoftext|>", "a"), (text(70, 71), " a"), ("a", "é")]
+    pairs += [(text(1, 9) + " " * (i % 3), " " * (i % 2) + text(1, 3)) for i in range(16)]
+    found, wanted = (m.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True) for m in (ours, other))
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    np.testing.assert_allclose([total for total, _ in found], [total for total, _ in wanted], rtol=ROUNDING)
+
+    texts = [("",), (" ",), ("é",), ("<|endoftext|>a",), *((text(n, n + 1),) for n in (1, 5, 30, 70))]
+    requests = instances("loglikelihood_rolling", texts)
+    found, wanted = (m.loglikelihood_rolling(requests, disable_tqdm=True) for m in (ours, other))
+    np.testing.assert_allclose(found, wanted, rtol=ROUNDING)
+
+    greedy: dict[str, Any] = {"max_gen_toks": 9, "do_sample": False}
+    asked = [
+        *((text(1, 12), {**greedy, "until": [str(rng.choice(list("eatq\n ")))]}) for _ in range(6)),
+        (text(70, 71), {**greedy, "until": ["e"]}), ("a ", greedy), ("a", {**greedy, "until": "e"}),
+        ("a", {**greedy, "until": ["<|endoftext|>"]}), ("a", {**greedy, "temperature": 0.0}),
+        ("a", {"max_gen_toks": 5}),
+        ("<|endoftext|>a", greedy), ("a", {**greedy, "num_beams": 2}), ("a", {**greedy, "repetition_penalty": 1.5}),
+        ("a", {**greedy, "min_new_tokens": 3}), ("a", {"max_new_tokens": 6}),
+    ]  # fmt: skip
+    found, wanted = (m.generate_until(instances("generate_until", asked), disable_tqdm=True) for m in (ours, other))
+    assert found == wanted
+
+
 def test_results_do_not_depend_on_the_batch_size(demo: CausalLM, tasks: list[dict[str, Any]]) -> None:
     found = [evaluated(FastattnLM(demo, batch_size=size), tasks) for size in (1, 3, "auto")]
     for task in tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,78 @@ def test_messages_that_are_refused(messages: Any, error: type[Exception], messag
         deep = [deep]
     with pytest.raises(InputError, match=r"messages\[0\]: expected at most 32 levels"):
         render("a", [{"role": "user", "content": deep}])
+
+
+LISTS = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}
+{{- '\\n' }}{% endfor %}"""
+USER_LISTS = LISTS.replace(
+    "{% if m.content is string %}", "{% if m.role == 'system' %}{{ m.content | trim }}{% elif m.content is string %}"
+)
+PARTS = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}]},
+    {"role": "user", "content": "Hi"},
+    {"role": "user", "content": [{"type": "text", "text": "A"}, {"type": "text", "text": " b"}]},
+]
+
+
+def rendered(template: str, messages: Any, **options: Any) -> str:
+    """Return the prompt, and check that transformers gives it for the same messages."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    wanted = render_jinja_template(conversations=[messages], chat_template=template, **options)[0][0]
+    assert render(template, messages, **options) == wanted
+    return wanted
+
+
+def test_templates_that_write_parts_get_them() -> None:
+    pytest.importorskip("transformers")
+    assert rendered(LISTS, PARTS) == "<system>Be brief.Be kind.\n<user>Hi\n<user>A b\n"
+    only = "{% for m in messages %}{% for part in m.content %}{{ part['text'] }}|{% endfor %}{% endfor %}"
+    assert rendered(only, [PARTS[0], PARTS[2]]) == "Be brief.|Be kind.|A| b|"
+    goes_on = rendered(LISTS, PARTS, continue_final_message=True)
+    assert goes_on.endswith("<user>A b")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}",
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '\n' }}{% endfor %}",  # fails for a list
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string }}\n{% endfor %}",
+        "{% for m in messages %}<{{ m.role }}>{% set c = m.content %}{{ c if c is string else c|list }}\n{% endfor %}",
+    ],
+)
+def test_other_templates_get_the_texts_of_parts_in_lines(template: str) -> None:
+    pytest.importorskip("transformers")
+    copy_of = copy.deepcopy(PARTS)
+    assert render(template, PARTS) == "<system>Be brief.\nBe kind.\n<user>Hi\n<user>A\n b\n"
+    assert copy_of == PARTS
+    goes_on = render(template, PARTS, continue_final_message=True)
+    assert goes_on == "<system>Be brief.\nBe kind.\n<user>Hi\n<user>A\n b"
+    as_text = [{**message, "content": "\n".join(part["text"] for part in message["content"])} for message in PARTS[::2]]
+    assert render(template, PARTS[::2]) == rendered(template, as_text)
+
+
+def test_a_template_that_writes_only_the_parts_of_the_user() -> None:
+    assert render(USER_LISTS, PARTS) == "<system>Be brief.\nBe kind.\n<user>Hi\n<user>A b\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"type": "image_url", "image_url": {"url": "a"}}, "a part of type 'text', got one of type 'image_url'"),
+        ({"type": "image"}, "a part of type 'text', got one of type 'image'"),
+        ("Hi", "a part of type 'text', got 'Hi'"),
+        ({"type": "text"}, '"text" with a str, got None'),
+        ({"type": "text", "text": 3}, '"text" with a str, got 3'),
+    ],
+)
+def test_parts_that_are_no_text(part: Any, found: str) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "a"}, part]}]
+    with pytest.raises(InputError, match=re.escape(f"messages[1]: content[1]: expected {found}")):
+        render(LISTS, messages)
 
 
 def test_files_that_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from fastattn.errors import InputError
 from fastattn.generation.generate import generate, generate_async
 from fastattn.models.outputs import GenerateOutput
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.toy import ToyModel
 
 PROMPTS = [[5, 6, 7], [1], [2, 3, 4, 5, 6, 7, 8, 2, 3]]
@@ -101,7 +103,10 @@ def test_a_cancelled_task_stops_its_beams() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(main())  # waits for the thread
+    asyncio.run(main())
+    deadline = time.monotonic() + HANG_SECONDS
+    while model.executor.open_caches and time.monotonic() < deadline:  # the step in progress ends in its thread
+        time.sleep(0.001)
     assert model.executor.open_caches == 0
     assert sum(model.executor.sizes) < 3 * 4 * 3000
 

@@ -259,7 +259,9 @@ def test_messages_name_the_argument() -> None:
     model = ToyModel(Tokenizer(RAW["Metaspace"], TokenizerOptions()))
     with pytest.raises(ContextLengthError, match=r"^input_ids: expected prompt .*60 \+ 5; truncate=\"left\" cuts"):
         generate(model, [1] * 60, max_new_tokens=5)
-    with pytest.raises(ContextLengthError, match=r"got 60 \+ 64$"):  # cutting the prompt does not help
+    with pytest.raises(
+        ContextLengthError, match=r"got 60 \+ 64; pass max_new_tokens of at most 4$"
+    ):  # cutting the prompt does not help
         generate(model, [1] * 60, max_new_tokens=64)
     with pytest.raises(ContextLengthError, match=r"^input_ids\[1\]: expected prompt") as caught:
         generate(model, [[1], [1] * 60], max_new_tokens=5)

@@ -213,7 +213,7 @@ def test_functions_of_the_user_get_rows(llm: Llm) -> None:
         ({"temperature": "a"}, DTypeError, "temperature: expected a number"),
         ({"echo": 1}, DTypeError, "echo: expected True or False"),
         ({"stream": True, "n": 2}, InputError, "n: expected 1 with stream=True"),
-        ({"max_tokens": 10**6}, ContextLengthError, "prompt: expected prompt and max_new_tokens to fit"),
+        ({"max_tokens": 10**6}, ContextLengthError, "prompt: expected prompt and max_tokens to fit"),
         ({"logits_processor": [3]}, DTypeError, "logits_processor: expected functions, got int"),
     ],
 )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 
+from fastattn.generation import speculation
 from fastattn.generation.payoff import EARNED, Account, Offer, Payoff, StepTimes, Tries
+from fastattn.generation.proposals import PromptLookup
+from fastattn.generation.request import Request
 
 
 def payoff_with(times: dict[int, float]) -> Payoff:
@@ -95,6 +99,75 @@ def test_attempts_wait_longer_after_each_failure() -> None:
     tries.waits = 0
     tries.add(1, account, 1, 3)
     assert (tries.failures, tries.waits) == (0, 0)
+
+
+def test_looks_wait_longer_after_each_that_found_nothing() -> None:
+    tries, waits = Tries(), []
+    for _ in range(5):
+        tries.had_nothing(2, most=8)
+        waits.append(tries.waits)
+    assert waits == [2, 4, 8, 8, 8]
+
+
+def test_the_step_after_proposals_is_charged_for_what_it_takes_longer() -> None:
+    payoff, one, other = payoff_with({2: 1.0}), Account(), Account()
+    payoff.returned(2, [one, other], 1.25)
+    assert (one.credit, other.credit) == (1.25, 1.25)  # half a token of two sequences
+    payoff.returned(2, [one], 90.0)
+    assert one.credit == 1.25 - 2  # at most a step
+    payoff.returned(2, [other], 0.5)
+    assert other.credit == 1.25
+    assert payoff._times.of(2) == 1.0
+
+
+def test_times_are_measured_again_after_steps_that_were_only_counted() -> None:
+    payoff = Payoff()
+    payoff.passed(1, 1.0)
+    payoff.verified(1, [(Account(), 1, 1)], 5.0)
+    measured = payoff._times.of(2)
+    assert measured != pytest.approx(1.05)
+    payoff.skipped(1, 510)
+    assert payoff._times.of(2) == measured
+    payoff.skipped(1, 3)
+    assert payoff._times.of(2) == pytest.approx(1.05)
+
+
+class Room:
+    """Pages that are never full."""
+
+    def reserve(self, request: Request, count: int, *, after: int = 0) -> bool:
+        return True
+
+
+def attempts(most_quiet: int, monkeypatch: pytest.MonkeyPatch, *, found: Callable[[int], int]) -> list[tuple[int, int]]:
+    """Return the steps with proposals, and how many they had. found: how many the source has in a step."""
+    monkeypatch.setattr(speculation, "_MOST_QUIET", most_quiet)
+    request = Request([1, 2], 2, 10_000, 0)
+    request.speculation = speculation.Speculation(PromptLookup(8, 2))
+    speculator, seen, step = speculation.Speculator(), list[tuple[int, int]](), 0
+    monkeypatch.setattr(PromptLookup, "_look_up", lambda *_: ([7] * found(step), 1))
+    for step in range(600):
+        request.fed = len(request.ids) - 1
+        if speculator.has_offers([request]) or step % 64 == 0:  # the scheduler plans when a page is full
+            speculator.propose([(request, 1)], Room(), 1024)  # type: ignore[arg-type]
+        n_proposed, request.proposed = len(request.proposed), ()
+        if n_proposed:
+            seen.append((step, n_proposed))
+        request.ids.append(3)
+        speculator.record([request], [speculation.Verified(n_proposed, 0, 1)], 1.0 + 0.05 * n_proposed)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "found", [lambda step: 8, lambda step: 0, lambda step: 3 * (step % 7 == 0), lambda step: 8 * (step > 300)]
+)
+def test_steps_that_are_only_counted_change_no_decision(
+    monkeypatch: pytest.MonkeyPatch, found: Callable[[int], int]
+) -> None:
+    quiet, plain = (attempts(most, monkeypatch, found=found) for most in (16, 0))
+    assert quiet == plain
+    assert bool(quiet) == any(map(found, range(600)))
+    assert sum(0.05 * n for _, n in quiet) <= 1.5 + EARNED * 600 + 0.4  # credit, and one step beyond it
 
 
 def test_rates_of_a_sequence_begin_with_those_of_others() -> None:

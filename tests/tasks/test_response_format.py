@@ -97,7 +97,11 @@ def test_what_the_arguments_mean() -> None:
             DTypeError,
             "response_format: json_schema: strict: expected True or False",
         ),
-        ({"response_format": {"type": "json_object", "schema": 3}}, DTypeError, "json_schema: expected a JSON schema"),
+        (
+            {"response_format": {"type": "json_object", "schema": 3}},
+            DTypeError,
+            "response_format: expected a JSON schema",
+        ),
         ({"response_format": {"type": "json_object"}, "grammar": "x"}, InputError, "grammar: expected None, because"),
         ({"grammar": 3}, DTypeError, "grammar: expected str"),
         ({"grammar": "root ::= x"}, InputError, "grammar: expected a grammar that can be used"),

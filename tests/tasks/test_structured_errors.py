@@ -56,9 +56,9 @@ _HOW_SCHEMA = "expected a JSON schema as a dict or JSON text, or a pydantic mode
         ({"json_schema": {"const": {1, 2}}}, InputError, "json_schema: expected values that JSON has"),
         ({"json_schema": "[" * 200}, InputError, "json_schema: "),
         ({"json_schema": {"type": "frob"}}, InputError, "json_schema: .*Invalid type: frob"),
-        ({"json_schema": {"uniqueItems": True}}, InputError, 'json_schema: .*Unimplemented keys: ."uniqueItems"'),
+        ({"json_schema": {"uniqueItems": True}}, InputError, 'json_schema: .*that are not supported: "uniqueItems"'),
         ({"json_schema": {"type": "string", "format": "color"}}, InputError, "json_schema: .*Unknown format: color"),
-        ({"json_schema": {"not": {}}}, InputError, 'json_schema: .*Unimplemented keys: ."not"'),
+        ({"json_schema": {"not": {}}}, InputError, 'json_schema: .*keywords that are not supported: "not"'),
         ({"json_schema": {"$ref": "http://x/y"}}, InputError, "json_schema: .*http://x/y"),
         ({"json_schema": {"enum": []}}, InputError, "json_schema: .*Unsatisfiable"),
         ({"regex": "a", "grammar": "start: /a/"}, InputError, "grammar: expected None, because regex is set, got both"),
@@ -73,6 +73,48 @@ def test_errors_come_before_any_step(model: ToyModel, options: dict[str, Any], e
         with pytest.raises(error, match=message):
             generation.stream(model, "the", **options)  # type: ignore[arg-type]
     assert model.executor.sizes == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"regex": "ab(c"}, "unclosed group, at character 3"),
+        ({"regex": "é[z-a]"}, "invalid character class range, the start must be <= the end, at character 3"),
+        ({"json_schema": {"type": "string", "pattern": "a("}}, "unclosed group, at character 2"),
+        ({"json_schema": {"not": {}, "if": {}}}, 'keywords that are not supported: "if", "not"'),
+        (
+            {"json_schema": {"oneOf": [{"type": "string"}, {"type": "string"}]}},
+            'oneOf is not supported; "x-guidance": {"coerce_one_of": true} in the schema treats it as anyOf',
+        ),
+        ({"grammar": "start: a\na: b"}, 'line 2, column 4: unknown name: "b"'),
+        ({"grammar": 'start: "a'}, "line 1, column 10: lexer error"),
+        ({"grammar": "start: <nope>"}, 'line 1, column 8: unknown special token: "<nope>"'),
+        (
+            {"grammar": "start: /x(/"},
+            'line 1, column 8: the regular expression "x(": unclosed group, at character 2',
+        ),
+        (  # line and column would be those of the grammar that GBNF was translated to
+            {"grammar": "root ::= [z-a]"},
+            'the regular expression "[z-a]": invalid character class range, the start must be <= the end, '
+            "at character 2",
+        ),
+        (
+            {"grammar": 'a: "b"'},
+            "expected ::= in line 1 between 'a' and ': \"b\"', as in GBNF; a grammar in Lark's syntax needs a rule "
+            '"start:"',
+        ),
+    ],
+)
+def test_messages_of_the_library_in_one_line(model: ToyModel, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError) as caught:
+        run(model, **options)
+    assert str(caught.value).endswith(f": {reason}")
+    assert str(caught.value).startswith(f"{next(iter(options))}: expected ")
+
+
+def test_a_grammar_that_nothing_fits(model: ToyModel) -> None:
+    with pytest.raises(InputError, match=r"can continue after 0 new tokens, found none: nothing can follow$"):
+        run(model, grammar="start: start")
 
 
 def test_a_pydantic_class_without_a_schema(model: ToyModel) -> None:

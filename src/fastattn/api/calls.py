@@ -56,9 +56,20 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "next_sentence_label": Neutral((), "no loss is computed: compute it from the logits"),
     "past_key_values": Neutral((), "`generate` and `stream` have a cache of their own"),
 }
+
+
+class NoArgs(TypedDict):
+    """No further keyword arguments."""
+
+
 _NAMES = ("input_ids", "attention_mask", "token_type_ids", "return_dict", *CausalLMCallArgs.__annotations__)
 
 
 def check_call_keywords(others: Mapping[str, Any], where: str) -> None:
     """Reject unknown keywords and keywords that would change the result. Raises InputError, DTypeError."""
     check_neutral(others, _KEYWORDS, where, _NAMES)
+
+
+def refuse_keywords(others: Mapping[str, Any], where: str, known: Sequence[str]) -> None:
+    """Reject all keywords. known: the arguments that the method has. Raises InputError."""
+    check_neutral(others, {}, where, known, hint=f"; it takes {' and '.join(known)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.api.calls import CausalLMCallArgs, Inputs, OneInput, OtherArgs
+from fastattn.api.calls import CausalLMCallArgs, Inputs, NoArgs, OneInput, OtherArgs, refuse_keywords
 from fastattn.api.loading import load_model
 from fastattn.api.model import Model
 from fastattn.api.reload import Origin, Shared, check_same_files
@@ -172,11 +172,15 @@ class CausalLM(Model):
         origin = self._origin
         if origin is None:
             raise InputError(
-                f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder"
+                f"assistant_model: expected a model from from_pretrained for {dtype!r}, got one without a folder; "
+                "pass a draft model"
             )
         if dtype == self.dtype:
-            raise InputError(f"assistant_model: expected a dtype other than the model's own, got {dtype!r}")
-        options = replace(origin.options, dtype=dtype, kv_dtype=None, head_dtype=None)
+            raise InputError(
+                f"assistant_model: expected a dtype other than the model's own, got {dtype!r}; a copy like the "
+                "model would save no time"
+            )
+        options = replace(origin.options, dtype=dtype, kv_dtype=None, head_dtype=None, kv_cache_bytes=None)
         built, executor, found = load_model(origin.directory, self._built.task, options, origin.name)
         try:
             check_same_files(origin, found)
@@ -256,31 +260,37 @@ class CausalLM(Model):
             **options,
         )
 
-    def score(self, prefix: object, continuations: Iterable[object]) -> ScoreOutput:
+    def score(self, prefix: object, continuations: Iterable[object], **others: Unpack[NoArgs]) -> ScoreOutput:
         """Return the log-probability of each token of each continuation of a prefix, all texts or all token ids.
 
         The prefix is computed once. A text is split into tokens together with the prefix, as it would be written.
         An empty prefix stands for the checkpoint's bos (else eos) id. To choose between answers: `score(question,
         answers).best`. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
         """
+        refuse_keywords(others, "score", ("prefix", "continuations"))
         return scoring.score(self, prefix, continuations)
 
-    def surprisal(self, text_or_ids: object, *, stride: int | None = None) -> SurprisalOutput:
+    def surprisal(self, text_or_ids: object, *, stride: int | None = None, **others: Unpack[NoArgs]) -> SurprisalOutput:
         """Return how unexpected each token of a text, or of ids [n_tokens], is.
 
         A text longer than the context is read in windows of the context's length, `stride` tokens apart (None: half of
         it). A token is scored in the first window that has it. Raises DTypeError, InputError, NonFiniteError.
         """
+        refuse_keywords(others, "surprisal", ("text_or_ids", "stride"))
         return scoring.surprisal(self, text_or_ids, stride=stride)
 
-    def perplexity(self, text_or_ids: object, *, stride: int | None = None) -> float:
+    def perplexity(self, text_or_ids: object, *, stride: int | None = None, **others: Unpack[NoArgs]) -> float:
         """Return the perplexity of a text, or of ids [n_tokens], of at least two tokens.
 
         Raises what `surprisal` raises.
         """
+        refuse_keywords(others, "perplexity", ("text_or_ids", "stride"))
         found = self.surprisal(text_or_ids, stride=stride)
         if len(found.token_ids) < 2:
-            raise InputError(f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}")
+            raise InputError(
+                f"text_or_ids: expected at least 2 tokens, got {len(found.token_ids)}; the first one has no "
+                "probability, so pass a longer text"
+            )
         return found.perplexity
 
     def stream(self, text_or_ids: object, *, logprobs: bool = False, **options: Unpack[GenerationArgs]) -> TextStream:
@@ -318,19 +328,21 @@ class CausalLM(Model):
         """Do what `stream` does, for `async for piece in model.astream(...)`. Raises what `stream` raises."""
         return generation.stream(self, text_or_ids, logprobs=logprobs, **options)
 
-    def cache_prefix(self, text_or_ids: object) -> CachedPrefix:
+    def cache_prefix(self, text_or_ids: object, **others: Unpack[NoArgs]) -> CachedPrefix:
         """Compute the keys and values of a text, or ids [n_tokens], and keep them in memory until `close`.
 
         Prompts that begin with it start after it; results do not change. If the last page (of 64 positions) has fewer
         than 16 tokens, these are computed again. Raises DTypeError, InputError, ContextLengthError, OutOfMemory.
         """
+        refuse_keywords(others, "cache_prefix", ("text_or_ids",))
         return prefix.cache_prefix(self, generation.read_prompt(self, text_or_ids), "text_or_ids")
 
-    def load_prefix(self, path: str | os.PathLike[str]) -> CachedPrefix:
+    def load_prefix(self, path: str | os.PathLike[str], **others: Unpack[NoArgs]) -> CachedPrefix:
         """Read a prefix that `CachedPrefix.save` wrote for the same checkpoint, dtype and kv_dtype.
 
         Raises InputError for one of another model, ModelFormatError for a damaged file, OSError.
         """
+        refuse_keywords(others, "load_prefix", ("path",))
         return prefix.load_prefix(self, path)
 
     def kv_stats(self) -> KvStats:

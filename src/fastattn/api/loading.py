@@ -17,6 +17,7 @@ from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
 from fastattn.errors import ConfigError, ModelNotFoundError
 from fastattn.generation.generation_config import read_defaults
+from fastattn.generation.page_plan import check_limit
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
@@ -137,6 +138,8 @@ def _load_opened(
     )
     try:
         checkpoint.check_unchanged()
+        if task == "causal-lm":
+            check_limit(executor, options.kv_cache_bytes)
     except BaseException:
         executor.close()
         raise

@@ -153,6 +153,10 @@ class BeamSearch:
         """End the search at the deadline of its requests, with the beams that it has."""
         self._finish(self.state, "time")
 
+    def finish_empty(self) -> None:
+        """End the search of requests for no new tokens."""
+        self._finish(self.state, "length")
+
     def rewind(self, state: SearchState) -> None:
         """Return to the state before an interrupted step. The caches are closed later."""
         self.state = state
@@ -307,6 +311,8 @@ class BeamSearch:
         found.sort(key=lambda pair: -pair[0])  # stable: ties in the order of groups
         rest = [(beam.score, beam) for group in state.groups for beam in group.beams]
         best: list[Any] = [*found, *rest]
+        if not state.n_new:  # all beams are the prompt, whose new text of no token has probability 1
+            best = [rest[0]] * len(self.requests)
         for request, (score, beam) in zip(self.requests, best, strict=False):
             request.score, request.beam_indices = float(score), list(beam.indices)
             new = beam.ids[beam.prompt_len :]
@@ -320,7 +326,7 @@ class BeamSearch:
                     break
         for request in self.requests:
             if request.finish_reason is None:
-                request.finish_reason = reason
+                request.end(reason)
 
 
 def _has_stop(text: TextState, beam: Beam) -> bool:

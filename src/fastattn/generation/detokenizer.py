@@ -58,7 +58,9 @@ class Detokenizer:
         except BaseException as error:
             if not is_library_error(error):
                 raise
-            raise InputError(f"token_ids: the tokenizer refuses them: {reason_of(error)}") from error
+            raise InputError(
+                f"token_ids: the tokenizer refuses them: {reason_of(error)}; use the tokenizer of this model"
+            ) from error
         if self._hidden:
             hidden = min(self._hidden, len(text))
             self._hidden -= hidden

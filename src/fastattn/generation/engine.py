@@ -27,7 +27,7 @@ from fastattn.generation.call import Call, Draw, Failure
 from fastattn.generation.page_plan import IDLE_BYTES, KvStats, PagePlan
 from fastattn.generation.scheduler import ALONE_TOKENS, BESIDE_TOKENS, Scheduler
 from fastattn.generation.structured import Grammars
-from fastattn.graph.executor import Executor
+from fastattn.graph.executor import Executor, PagedExecutor
 
 RUN_AHEAD = 16  # tokens of a stream that other callers' steps draw before it waits for its consumer
 _LOOK_AGAIN = 0.25  # seconds after which a waiting caller looks whether it can lead
@@ -158,8 +158,9 @@ class Engine:
             process.do_soon(partial(job, process.pages))
 
     def stats(self) -> KvStats:
-        """Return the numbers of pages."""
-        return self._here().pages.stats()
+        """Return the numbers of pages, and the memory of draft models."""
+        draft_bytes = sum(_bytes_in_use(one) for one in self.assistants if one is not self._executor)
+        return self._here().pages.stats()._replace(draft_bytes=draft_bytes)
 
     def close(self) -> None:
         """Free the pages that are kept for later calls. Running calls end with the executor."""
@@ -182,6 +183,21 @@ class Engine:
             call.process = process
             process.arrivals.append(call)
         return process
+
+
+def _note(first: BaseException, other: Exception) -> None:
+    """Add a further error of the same call to the first one."""
+    add_note = getattr(first, "add_note", None)  # from Python 3.11 on
+    if add_note is not None:
+        add_note(f"another text of the call failed too: {type(other).__name__}: {other}")
+
+
+def _bytes_in_use(executor: Executor) -> int:
+    """Return the bytes of the keys and values that the caches of an executor have; 0 if it was closed."""
+    try:
+        return executor.kv_pages_in_use * executor.kv_page_bytes if isinstance(executor, PagedExecutor) else 0
+    except InputError:
+        return 0
 
 
 def _remove(process: _Process, call: Call) -> None:
@@ -338,7 +354,10 @@ class _Process:
             self._end(call, error)
 
     def _end(self, call: Call, error: Exception) -> None:
-        call.error = error  # before the call is done
+        if call.error is None:
+            call.error = error  # before the call is done
+        elif call.error is not error:
+            _note(call.error, error)
         self.scheduler.remove(call)
         call.ring()
 

@@ -20,6 +20,8 @@ from fastattn.graph.executor import Drawn, Executor
 from fastattn.graph.ir import Step
 from fastattn.graph.sampling import SAMPLE_PARAMS, Sampling
 
+NON_FINITE = '; `fastattn check` looks for such weights, and nan="finite" draws from the other tokens'
+
 Logits: TypeAlias = NDArray[np.floating[Any]]  # [n_wanted, vocab]
 Result: TypeAlias = tuple[int, float | None] | Logits | Exception  # a token and its log-probability; see `draw_each`
 DrawRow: TypeAlias = Callable[[int, Request], Result]
@@ -113,7 +115,8 @@ def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> Dr
             return draw_one(logits[row : row + 1], request)
         except NonFiniteError as error:
             index = str(request.index)
-            return NonFiniteError(str(error).replace("logits[0]", f"logits[{index}]").replace("row 0", f"row {index}"))
+            message = str(error).replace("logits[0]", f"logits[{index}]").replace("row 0", f"row {index}")
+            return NonFiniteError(f"{message}{NON_FINITE}" if message.startswith("logits[") else message)
         except Exception as error:
             return error
 
@@ -185,7 +188,7 @@ def check_any_left(row: Logits, n_tokens: int) -> None:
     if np.isneginf(row).all():
         raise InputError(
             f"generate: expected options that leave at least one id to draw, got ones that forbid all after {n_tokens} "
-            "tokens"
+            "tokens; allow more with suppress_tokens, bad_words_ids, logits_processor or min_new_tokens"
         )
 
 
@@ -215,7 +218,7 @@ def clean_row(row: Logits, nan: NanPolicy, forbidden: Sequence[int]) -> Logits:
     """Return logits [vocab] that can be used, as `nan` says. Raises NonFiniteError. forbidden: ids not to be drawn."""
     row = row if nan == "raise" else _cleaned(row, nan, forbidden)
     if _unclean(row[None])[0]:
-        raise NonFiniteError("logits: expected finite numbers, got NaN, +inf, or -inf only")
+        raise NonFiniteError(f"logits: expected finite numbers, got NaN, +inf, or -inf only{NON_FINITE}")
     return row
 
 

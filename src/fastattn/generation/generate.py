@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from fastattn.generation.call import Call
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs, Streamer
 from fastattn.generation.generation_config import with_defaults
 from fastattn.generation.keywords import with_generation_config
-from fastattn.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, read_options
+from fastattn.generation.option_rules import check_unseen
+from fastattn.generation.options import DEFAULT_NEW_TOKENS, OPTIONS, GenerationOptions, read_options
 from fastattn.generation.processors import processors_of
 from fastattn.generation.prompts import (
     HOW_TO_CUT,
@@ -142,15 +144,29 @@ def _read_call(model: LanguageModel, ids: Any, options: Mapping[str, Any]) -> _J
             given[name] = _shared(own, name)
     wanted = given.pop("return_dict_in_generate", None)
     wants_output = False if wanted is None else check_flag("return_dict_in_generate", wanted)
-    checked = read_options(with_defaults(given, {} if own else defaults), "generate", also=_ARGUMENTS)
-    # With options of their own, the lengths of prompts are checked later.
-    reading = replace(checked, truncate="left", overflow="error") if own else checked
+    if own is None:
+        reading = checked = read_options(with_defaults(given, defaults), "generate", also=_ARGUMENTS)
+    else:  # the rest is checked with the options of each prompt, and so is its length
+        of_call = {name: value for name, value in given.items() if name in _OF_CALL or name not in OPTIONS}
+        checked = read_options(of_call, "generate", also=_ARGUMENTS)
+        reading = replace(checked, truncate="left")
     prompts = read_prompts(model, inputs if ids is None else ids, mask, reading)
     each = _options_of_each(given, checked, own, prompts.names, defaults)
     requests = _make_each(model, prompts, each, chosen)
     n_texts = sum(one.num_return_sequences for one, _ in each)
+    if not wants_output:
+        for one in (given,) if own is None else own:
+            _check_recorded(one)
     feed = None if streamer is None else StreamerFeed(streamer, prompts.ids, n_texts)
     return _Job(requests, checked, wants_output, feed, prompts.single and n_texts == 1, begin)
+
+
+def _check_recorded(given: Mapping[str, Any]) -> None:
+    """Refuse, or log, options of a call that returns only ids, if they record something else. Raises InputError."""
+    check_unseen(given, ("top_logprobs",), "without return_dict_in_generate=True", "pass both")
+    for name in ("output_scores", "output_logits"):
+        if given.get(name):
+            _log.warning("%s: ignored without return_dict_in_generate=True, as in transformers; pass both", name)
 
 
 def _make_each(
@@ -187,7 +203,7 @@ def _shared(own: Sequence[dict[str, Any]], name: str) -> Any:
         if value != values[0] and (value or values[0]):
             raise InputError(
                 f"generation_config[{i}]: expected {name} {quote(values[0])} as in generation_config[0], because it is "
-                f"one for the call, got {quote(value)}"
+                f"one for the call, got {quote(value)}; pass it as a keyword"
             )
     return values[0] if values else None
 
@@ -208,17 +224,23 @@ def _options_of_each(
         seeds, n_texts = seeds_of(checked, len(names)), checked.n_requests
         return [(checked, seeds[i * n_texts : (i + 1) * n_texts]) for i in range(len(names))]
     if len(own) != len(names):
-        raise InputError(f"generation_config: expected one for each of {len(names)} prompts, got {len(own)}")
+        raise InputError(
+            f"generation_config: expected one for each of {len(names)} prompts, got {len(own)}; a config outside "
+            "a list is for all"
+        )
     found = list[GenerationOptions]()
     for i, keywords in enumerate(own):
         one = read_options(with_defaults(keywords, defaults), f"generation_config[{i}]", also=_ARGUMENTS)
         for name in ("max_batch_size", "priority"):
             if getattr(one, name) != getattr(checked, name):
-                raise InputError(f"generation_config[{i}]: expected no {name}, which is one for the call, got one")
+                raise InputError(
+                    f"generation_config[{i}]: expected no {name}, which is one for the call, got one; pass it as a "
+                    "keyword"
+                )
         found.append(one)
     n_texts = sum(one.n_requests for one in found)
     if n_texts > MAX_SEQUENCES:
-        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+        raise InputError(_TOO_MANY)
     listed = checked.seeds(n_texts) if isinstance(checked.seed, tuple) else None
     each, n_before = [], 0
     for one in found:
@@ -232,6 +254,9 @@ def _options_of_each(
     return each
 
 
+_TOO_MANY = f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more; make several calls"
+_log = logging.getLogger("fastattn")
+_OF_CALL = ("eos_token_id", "max_batch_size", "pad_token_id", "priority", "seed")  # options that all prompts share
 _ARGUMENTS = ("input_ids", "return_dict_in_generate", *GenerateArgs.__annotations__)
 
 
@@ -242,7 +267,9 @@ class StreamerFeed:
         """Check that there is one sequence, as a streamer requires. Raises DTypeError, InputError."""
         for name in ("put", "end"):
             if not callable(getattr(streamer, name, None)):
-                raise DTypeError(f"streamer: expected an object with put and end, got {type(streamer).__name__}")
+                raise DTypeError(
+                    f"streamer: expected an object with put and end, got {type(streamer).__name__}; stream() needs none"
+                )
         if n_texts != 1:
             raise InputError("streamer: expected one sequence, got several; use stream() for each")
         self._streamer = streamer
@@ -301,7 +328,9 @@ def _call_of(
     requests: Sequence[Request], options: GenerationOptions, *, logprobs: bool, feed: StreamerFeed | None
 ) -> Call:
     if feed is not None and any(request.search is not None for request in requests):
-        raise InputError("streamer: expected num_beams=1, got more; the text of a beam can change until the end")
+        raise InputError(
+            "streamer: expected num_beams=1, got more; leave it out, the text of a beam can change until the end"
+        )
     for request in requests:
         request.wants_logprobs = request.wants_logprobs or logprobs
     return Call(requests, max_running=options.max_batch_size, priority=options.priority, every_token=feed is not None)
@@ -318,8 +347,14 @@ def stream(
     DTypeError, InputError, ContextLengthError, ConfigError (no tokenizer).
     """
     wants_logprobs = check_flag("logprobs", logprobs)
-    given = with_defaults(with_generation_config(options), model.generation_config)
-    checked = read_options(given, "stream", also=("generation_config", "logprobs"))
+    own = with_generation_config(options)
+    checked = read_options(
+        with_defaults(own, model.generation_config), "stream", also=("generation_config", "logprobs")
+    )
+    if not wants_logprobs:
+        check_unseen(own, ("top_logprobs",), "without logprobs=True", "pass both")
+    instead = "use generate with return_dict_in_generate=True"
+    check_unseen(own, ("output_scores", "output_logits"), "in a stream", instead)
     for name in ("num_return_sequences", "num_beams", "best_of"):
         if (getattr(checked, name) or 1) != 1:
             why = "call stream once for each text" if name == "num_return_sequences" else "use generate"
@@ -343,7 +378,7 @@ def _read_one(model: LanguageModel, text_or_ids: Any, options: GenerationOptions
         text_or_ids = encode_prompt(need_tokenizer(model, caller), text_or_ids, "text_or_ids")
         mask = np.ones(len(text_or_ids), np.int64)  # a text has no padding, whatever its ids
     elif isinstance(text_or_ids, (bytes, bytearray)):
-        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}")
+        raise DTypeError(f"text_or_ids: expected str or token ids, got {type(text_or_ids).__name__}; decode it first")
     prompts = read_prompts(model, text_or_ids, mask, options, name="text_or_ids")
     if not prompts.single:
         raise InputError("text_or_ids: expected one sequence [n_tokens], got several; use generate() for several")
@@ -364,6 +399,7 @@ def make_requests(
     clean_up_tokenization_spaces: bool | None = None,
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
+    if_too_long: str = HOW_TO_CUT,
 ) -> list[Request]:
     """Create `options.n_requests` requests per prompt, checked against the model's context.
 
@@ -372,6 +408,7 @@ def make_requests(
     and False for such options, which the cleaned text might not match. names: of the prompts, for messages;
     None uses input_ids[i]. lengths: prompt lengths as max_length counts them; None uses the number of ids. seeds: of
     the requests; None uses those of the options. first_index: of the prompts, for prefix_allowed_tokens_fn.
+    if_too_long: what to do about a prompt that leaves too little room, for messages.
     """
     context, n_texts = model.executor.program.max_positions, options.n_requests
     ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
@@ -387,7 +424,7 @@ def make_requests(
         lowest, highest = options.new_tokens(len(whole), length, context, default_new_tokens)
         start: list[int] = options.cut(whole, context - highest).tolist()
         if len(start) + highest > context and not slides:
-            raise _too_long(names[i], first_index + i, len(start), highest, context)
+            raise _too_long(names[i], first_index + i, (len(start), highest, context), if_too_long)
         processors = processors_of(options, vocab_size(model), index=first_index + i)
         siblings: list[Request] = []
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
@@ -399,10 +436,12 @@ def make_requests(
             if slides:
                 request.context = context
                 request.slide()
-            request.finish_reason = None if highest else "length"
+            request.finish_reason = "length" if not highest and options.num_beams == 1 else None
             requests.append(request)
         if options.num_beams > 1:
-            siblings[0].search = BeamSearch(siblings)
+            siblings[0].search = search = BeamSearch(siblings)
+            if not highest:
+                search.finish_empty()
     return requests
 
 
@@ -416,10 +455,14 @@ def _masks_of(
     return Masks(model.engine.grammars, options, decoder, vocab_size(model), ends)
 
 
-def _too_long(name: str, index: int, length: int, n_new: int, context: int) -> ContextLengthError:
+def _too_long(name: str, index: int, sizes: tuple[int, int, int], what_to_do: str) -> ContextLengthError:
+    """Return the error about a prompt. sizes: of the prompt, its new tokens and the context."""
+    length, n_new, context = sizes
+    if n_new >= context > length:
+        what_to_do = f"; pass max_new_tokens of at most {context - length}"
     return ContextLengthError(
         f"{name}: expected prompt and max_new_tokens to fit the context of {context} positions, "
-        f"got {length} + {n_new}{HOW_TO_CUT if n_new < context else ''}",
+        f"got {length} + {n_new}{what_to_do}",
         index=index,
         n_tokens=length,
         context=context,
@@ -429,5 +472,5 @@ def _too_long(name: str, index: int, length: int, n_new: int, context: int) -> C
 def seeds_of(options: GenerationOptions, n_prompts: int) -> list[int]:
     """Return the seeds of all requests for this many prompts. Raises InputError if there are too many."""
     if n_prompts * options.n_requests > MAX_SEQUENCES:
-        raise InputError(f"num_return_sequences: expected at most {MAX_SEQUENCES} texts in one call, got more")
+        raise InputError(_TOO_MANY)
     return options.seeds(n_prompts * options.n_requests)

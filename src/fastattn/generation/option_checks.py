@@ -23,7 +23,9 @@ _MAX_DIGITS = 10  # of a token id
 def check_seeds(name: str, seed: Any) -> int | tuple[int, ...]:
     """Return one seed, or one per request. Raises DTypeError, InputError."""
     if isinstance(seed, (set, frozenset)):
-        raise DTypeError(f"{name}: expected an int or a list of them, got {type(seed).__name__}, which has no order")
+        raise DTypeError(
+            f"{name}: expected an int or a list of them, got {type(seed).__name__}, which has no order; pass a list"
+        )
     items = _items(name, seed, MAX_SEQUENCES)
     if items is None:
         return SEED(name, seed)
@@ -142,7 +144,7 @@ def check_allowed(name: str, value: Any, vocab: int) -> list[int]:
     if items is None:
         raise DTypeError(f"{name}: expected it to return a list of token ids, got {type(value).__name__}")
     if not items:
-        raise InputError(f"{name}: expected it to return at least one id, got none")
+        raise InputError(f"{name}: expected it to return at least one id, got none; return an eos id to end the text")
     return [check_count(name, item, high=vocab - 1) for item in items]
 
 
@@ -164,10 +166,12 @@ def check_assistant(name: str, value: Any) -> Any:
 
 def _word(name: str, ids: Any) -> tuple[int, ...]:
     if isinstance(ids, (set, frozenset)):
-        raise DTypeError(f"{name}: expected a list of token ids, got {type(ids).__name__}, which has no order")
+        raise DTypeError(
+            f"{name}: expected a list of token ids, got {type(ids).__name__}, which has no order; pass a list"
+        )
     word = check_ids(name, ids)
     if not word:
-        raise InputError(f"{name}: expected at least one token id, got none")
+        raise InputError(f"{name}: expected at least one token id, got none; leave it out")
     return word
 
 

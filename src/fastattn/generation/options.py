@@ -32,7 +32,13 @@ from fastattn.generation.option_checks import (
     check_stops,
     check_words,
 )
-from fastattn.generation.option_rules import CONSTRAINTS, check_beams, check_constraint, check_speculation
+from fastattn.generation.option_rules import (
+    CONSTRAINTS,
+    check_constraint,
+    check_overflow,
+    check_speculation,
+    check_texts,
+)
 from fastattn.generation.structured_checks import CHOICE, GRAMMAR, check_choices, check_json_schema
 from fastattn.options import Choice, Count, Each, Flag, Named, Number, Pair, Text, option, options_of
 
@@ -354,31 +360,13 @@ class GenerationOptions:
                 object.__setattr__(self, name, entry.check(name, value))
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InputError(
-                f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
+                f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}; "
+                "raise max_new_tokens"
             )
-        if self.overflow == "slide" and self.truncate is not None:
-            raise InputError(f"overflow: expected 'error' with truncate={self.truncate!r}, got 'slide'")
-        if self.overflow == "slide" and self.num_beams > 1:
-            raise InputError("overflow: expected 'error' with num_beams, got 'slide'")
+        check_overflow(self)
         check_constraint(self)
         check_speculation(self)
-        if self.num_beams > 1 or self.num_beam_groups > 1 or self.diversity_penalty:
-            check_beams(self)
-        elif self.num_return_sequences > 1 and self.greedy:
-            raise InputError(
-                f"num_return_sequences: expected 1 without do_sample=True, got {self.num_return_sequences}; greedy "
-                "search gives the same text each time, num_beams gives different ones"
-            )
-        if self.best_of is not None and self.best_of > 1:
-            if self.greedy or self.num_beams > 1:
-                raise InputError(
-                    f"best_of: expected do_sample=True and no beams, got {self.best_of} with "
-                    f"{'num_beams' if self.num_beams > 1 else 'greedy search'}"
-                )
-            if self.best_of < self.num_return_sequences:
-                raise InputError(
-                    f"best_of: expected at least num_return_sequences {self.num_return_sequences}, got {self.best_of}"
-                )
+        check_texts(self)
 
     @property
     def n_requests(self) -> int:
@@ -451,7 +439,9 @@ class GenerationOptions:
         if isinstance(seed, int):
             return [request_seed(seed, first + i) for i in range(n_requests)]
         if len(seed) != n_requests:
-            raise InputError(f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}")
+            raise InputError(
+                f"seed: expected {n_requests} seeds, one for each request, got {len(seed)}; one int serves all"
+            )
         return list(seed)
 
     def deadline(self) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from fastattn.errors import OutOfMemory
+from fastattn.errors import InputError, OutOfMemory
 from fastattn.generation.prefix_tree import MIN_SHARED, PrefixTree, n_equal
 from fastattn.generation.request import Request
 from fastattn.graph.executor import Executor, PagedCache, PagedExecutor
@@ -21,7 +21,8 @@ class KvStats(NamedTuple):
     """Pages of keys and values. A page has `page_len` positions.
 
     limit: how many pages the model may use; None: no limit. in_use: of running sequences, pinned prefixes and caches of
-    the caller. idle: of texts that ended; they are evicted when a sequence needs their memory.
+    the caller. idle: of texts that ended; they are evicted when a sequence needs their memory. draft_bytes: keys and
+    values of draft models (`assistant_model`) at this moment, which the limit does not include.
     """
 
     page_len: int
@@ -29,6 +30,7 @@ class KvStats(NamedTuple):
     limit: int | None
     in_use: int
     idle: int
+    draft_bytes: int = 0
 
 
 class PagePlan:
@@ -82,7 +84,7 @@ class PagePlan:
             raise OutOfMemory(
                 f"kv_cache_bytes: expected at least {most * self._paged.kv_page_bytes} bytes for a text of "
                 f"{request.prompt_len} + {request.max_new_tokens} tokens{beams}, got {self.limit} pages of "
-                f"{self._paged.kv_page_bytes} bytes"
+                f"{self._paged.kv_page_bytes} bytes; load the model with more, or pass a smaller max_new_tokens"
             )
 
     # -- one plan -----------------------------------------------------------------------------------------------------
@@ -229,6 +231,17 @@ class PagePlan:
         """Repair the tree after an interruption. No request may have a cache."""
         if self.tree is not None:
             self.tree.reset_users()
+
+
+def check_limit(executor: Executor, kv_cache_bytes: int | None) -> None:
+    """Check that there is memory for a page. Raises InputError."""
+    if kv_cache_bytes is None or not isinstance(executor, PagedExecutor):
+        return
+    if kv_cache_bytes < executor.kv_page_bytes:
+        raise InputError(
+            f"kv_cache_bytes: expected at least {executor.kv_page_bytes}, the bytes of one page of "
+            f"{executor.kv_page_len} tokens, got {kv_cache_bytes}"
+        )
 
 
 def default_limit_bytes() -> int:

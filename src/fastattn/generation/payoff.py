@@ -98,16 +98,22 @@ class Account:
 
 @dataclass(slots=True)
 class Tries:
-    """The attempts of one sequence. waits: tokens until the next one. failures: in a row."""
+    """The attempts of one sequence. waits: tokens until the next one. failures, n_nothing: in a row."""
 
     rates: dict[int, Rate] = field(default_factory=dict)
     waits: int = 0
     failures: int = 0
+    n_nothing: int = 0
 
     def rate(self, kind: int, account: Account) -> float:
         """Return the expected rate of acceptance; a sequence whose turn it is has a chance."""
         prior = account.rates.setdefault(kind, Rate()).given(0.5)
         return min(_DOUBT, max(_HOPE, self.rates.setdefault(kind, Rate()).given(prior)))
+
+    def had_nothing(self, waits: int, *, most: int) -> None:
+        """Record that the source had nothing. The next look waits; twice as long each time, up to `most` tokens."""
+        self.waits = min(most, waits << min(self.n_nothing, 8))
+        self.n_nothing += 1
 
     def add(self, kind: int, account: Account, n_accepted: int, n_proposed: int) -> None:
         """Record an attempt. After a failure, the next one waits; twice as long after each further failure."""
@@ -178,9 +184,24 @@ class Payoff:
     def passed(self, n_rows: int, seconds: float) -> None:
         """Record a decode step without proposals."""
         self._times.add(n_rows, seconds)
-        self._n_verifying, self._n_passed = 0, self._n_passed + 1
-        if self._n_passed % _FORGET == 0:
+        self._n_verifying = 0
+        self.skipped(n_rows, 1)
+
+    def skipped(self, n_rows: int, count: int) -> None:
+        """Count decode steps without proposals whose times are not recorded."""
+        before, self._n_passed = self._n_passed, self._n_passed + count
+        if self._n_passed // _FORGET > before // _FORGET:
             self._times.forget_others(n_rows)
+
+    def returned(self, n_rows: int, accounts: Sequence[Account], seconds: float) -> None:
+        """Record the first decode step after one with proposals: it plans again and starts the decode loop again.
+
+        What it takes longer than other steps is a cost of the proposals, at most a step.
+        """
+        plain = self._times.of(n_rows) or seconds
+        lost = min(1.0, max(0.0, seconds / plain - 1)) * n_rows
+        for account in accounts:
+            account.add(-lost / len(accounts))
 
     def verified(self, n_rows: int, results: Sequence[tuple[Account, int, int]], seconds: float) -> None:
         """Record a decode step with proposals. results: of each sequence, how many tokens it had and how many drew."""

@@ -16,7 +16,7 @@ from fastattn.checkpoint.safetensors import TensorInfo, read_source
 from fastattn.checkpoint.safetensors_writer import Entry, header
 from fastattn.checks import check_path
 from fastattn.errors import ContextLengthError, InputError, ModelFormatError
-from fastattn.files import SourceFile, read_at
+from fastattn.files import SourceFile, read_at, replaced_file
 from fastattn.generation.call import Call
 from fastattn.generation.engine import Engine
 from fastattn.generation.page_plan import PagePlan
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FORMAT = "fastattn-prefix-1"
+_NO_PAGES = "expected a model with pages of keys and values, got one on device numpy; load it with device='cpu'"
 
 
 class CachedPrefix:
@@ -39,7 +40,8 @@ class CachedPrefix:
     """
 
     def __init__(self, engine: Engine, token_ids: Sequence[int], nodes: Sequence[Node]) -> None:
-        self._engine, self._ids, self._nodes = engine, list(token_ids), list(nodes)
+        self._engine, self._ids, self._nodes = engine, list(token_ids), list(nodes)  # none for less than 16 tokens
+        self._closed = False
         self._pages = [node.page for node in nodes if node.depth * engine.stats().page_len <= len(self._ids)]
 
     @property
@@ -56,10 +58,10 @@ class CachedPrefix:
         """Write the prefix to a file, for `load_prefix` of the same model with the same dtypes.
 
         The file has the whole pages; `load_prefix` computes the at most 63 tokens after them. Raises InputError after
-        `close` and for keys and values on a GPU, OSError.
+        `close` and for keys and values on a GPU, OSError, for example if the folder of the file does not exist.
         """
-        if not self._nodes:
-            raise InputError("prefix: expected an open prefix, got one after close()")
+        if self._closed:
+            raise InputError("prefix: expected an open prefix, got one after close(); call cache_prefix again")
         target, ids = check_path("path", path), self.token_ids
         pages = [page.read() for page in self._pages]
         digest = _digest(ids, pages)
@@ -68,20 +70,15 @@ class CachedPrefix:
             Entry("token_ids", "I32", ids.shape, ids.nbytes),
             Entry("pages", "U8", (len(pages), size), len(pages) * size),
         ]
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(header(entries, {"format": _FORMAT, "sha256": digest}))
-                file.write(ids.data)
-                for page in pages:
-                    file.write(page.data)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with replaced_file(target) as file:
+            file.write(header(entries, {"format": _FORMAT, "sha256": digest}))
+            file.write(ids.data)
+            for page in pages:
+                file.write(page.data)
 
     def close(self) -> None:
         """Let the memory be used for other texts. May be called twice."""
-        nodes, self._nodes, self._pages = self._nodes, [], []
+        nodes, self._nodes, self._pages, self._closed = self._nodes, [], [], True
         if nodes:
             self._engine.do_soon(partial(_unpin, nodes))
 
@@ -105,12 +102,12 @@ def cache_prefix(model: LanguageModel, ids: Sequence[int], name: str = "input_id
     """Compute the keys and values of these ids and pin them. Raises InputError, ContextLengthError."""
     executor, context = model.executor, model.executor.program.max_positions
     if not isinstance(executor, PagedExecutor):
-        raise InputError("cache_prefix: expected a model with pages of keys and values, got one on device numpy")
+        raise InputError(f"cache_prefix: {_NO_PAGES}")
     if not len(ids):
-        raise InputError(f"{name}: expected at least one token, got none")
+        raise InputError(f"{name}: expected at least one token, got none; without a prefix, nothing is to be cached")
     if len(ids) >= context:
         raise ContextLengthError(
-            f"{name}: expected fewer tokens than the context of {context} positions, got {len(ids)}",
+            f"{name}: expected fewer tokens than the context of {context} positions, got {len(ids)}; shorten it",
             n_tokens=len(ids),
             context=context,
         )
@@ -128,7 +125,7 @@ def load_prefix(model: LanguageModel, path: str | os.PathLike[str]) -> CachedPre
     """
     found, executor = check_path("path", path), model.executor
     if not isinstance(executor, PagedExecutor):
-        raise InputError("load_prefix: expected a model with pages of keys and values, got one on device numpy")
+        raise InputError(f"load_prefix: {_NO_PAGES}")
     ids, pages = _read(found, executor.kv_page_bytes)
     limit = executor.program.outputs["logits"]
     vocab, context = executor.program.values[limit].width, executor.program.max_positions
@@ -206,5 +203,6 @@ def _broken(path: Path, message: str) -> ModelFormatError:
 
 def _other(path: Path) -> InputError:
     return InputError(
-        f"{path}: expected keys and values of this model with its dtype and kv_dtype, got those of another one"
+        f"{path}: expected keys and values of this model with its dtype and kv_dtype, got those of another one; "
+        "compute it again with cache_prefix"
     )

@@ -100,7 +100,9 @@ def check_vocabulary(options: GenerationOptions, vocab: int) -> None:
     for name, found in ids.items():
         wrong = max(found, default=0)
         if wrong >= vocab:
-            raise InputError(f"{name}: expected token ids from 0 to {vocab - 1}, got {wrong}")
+            raise InputError(
+                f"{name}: expected token ids from 0 to {vocab - 1}, got {wrong}; use ids of this model's tokenizer"
+            )
 
 
 def _biases(options: GenerationOptions) -> dict[tuple[int, ...], float]:
@@ -236,14 +238,19 @@ def _of_user(function: Callable[..., Any], index: int) -> Processor:
     def process(drawn: Drawn, row: Row) -> Row:
         found = function(np.array([drawn.ids], np.int64), row[None].copy())
         if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
-            raise DTypeError(f"{name}: expected it to return an array of floats, got {quote(found)}")
+            raise DTypeError(f"{name}: expected it to return an array of floats, got {quote(found)}; return the scores")
         if found.shape != (1, len(row)):
-            raise InputError(f"{name}: expected it to return an array of shape {(1, len(row))}, got {found.shape}")
+            raise InputError(
+                f"{name}: expected it to return an array of shape {(1, len(row))}, got {found.shape}; return "
+                "scores of the shape that it gets"
+            )
         with np.errstate(over="ignore"):
             scores = np.asarray(found[0], row.dtype)
         wrong = scores[np.isnan(scores) | np.isposinf(scores)]
         if wrong.size:  # the filters and beams would choose such an id
-            raise NonFiniteError(f"{name}: expected it to return finite numbers or -inf, got {wrong[0]}")
+            raise NonFiniteError(
+                f"{name}: expected it to return finite numbers or -inf, got {wrong[0]}; -inf forbids a token"
+            )
         return scores
 
     return process
@@ -256,7 +263,9 @@ def stops_at(functions: Sequence[Callable[..., Any]], ids: Sequence[int]) -> boo
         if isinstance(found, np.ndarray) and found.size == 1:
             found = found.reshape(-1)[0]
         if not isinstance(found, (bool, np.bool_)):
-            raise DTypeError(f"stopping_criteria[{i}]: expected it to return True or False, got {quote(found)}")
+            raise DTypeError(
+                f"stopping_criteria[{i}]: expected it to return True or False, got {quote(found)}; True ends the text"
+            )
         if found:
             return True
     return False

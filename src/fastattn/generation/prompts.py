@@ -66,11 +66,18 @@ class Prompts:
 
 
 def read_prompts(
-    model: LanguageModel, ids: Any, attention_mask: Any, options: GenerationOptions, *, name: str = "input_ids"
+    model: LanguageModel,
+    ids: Any,
+    attention_mask: Any,
+    options: GenerationOptions,
+    *,
+    name: str = "input_ids",
+    if_too_long: str = HOW_TO_CUT,
 ) -> Prompts:
     """Check token ids. Without attention_mask, padding is inferred from the padding id, as in transformers.
 
-    name: of the ids, for messages. Raises DTypeError, InputError, ContextLengthError.
+    name: of the ids; if_too_long: what to do then; both for messages. Raises DTypeError, InputError,
+    ContextLengthError.
     """
     _refuse_texts(ids, name)
     checked = options.truncate is None and options.overflow == "error"
@@ -82,7 +89,7 @@ def read_prompts(
         max_positions=context,
         explain=model.explain_id,
         name=name,
-        if_too_long=HOW_TO_CUT,
+        if_too_long=if_too_long,
     )
     rows = batch.ids if attention_mask is not None else _without_padding(model, batch, options, name)
     # For a 2-D array transformers also counts the padding: every row gets the same number of new tokens.
@@ -144,7 +151,10 @@ def encode_prompt(tokenizer: Tokenizer, text: object, name: str, **options: Any)
     checked = check_text(text, name)
     ids = np.array(tokenizer.encode(checked, **options), np.int32)
     if checked and not len(ids):
-        raise InputError(f"{name}: expected a text of at least one token, got {quote(checked)}, which encodes to none")
+        raise InputError(
+            f'{name}: expected a text of at least one token, got {quote(checked)}, which encodes to none; pass "" to '
+            "begin without a prompt"
+        )
     return ids
 
 
@@ -167,7 +177,10 @@ def start_id(model: LanguageModel, options: GenerationOptions, name: str) -> int
     for token_id in (options.bos_token_id, model.bos_token_id, *model.eos_token_ids):
         if token_id is not None:
             return token_id
-    raise InputError(f"{name}: expected at least one id, because the checkpoint has no bos or eos id to start from")
+    raise InputError(
+        f"{name}: expected at least one id, because the checkpoint has no bos or eos id to start from; pass a prompt, "
+        "or bos_token_id"
+    )
 
 
 def eos_ids(model: LanguageModel, options: GenerationOptions) -> frozenset[int]:

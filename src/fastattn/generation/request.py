@@ -183,15 +183,24 @@ class Request:
         if self.text is not None:
             if self.finish_reason is not None or self.text.stopped:
                 piece += self.text.finish()
-            if self.text.stopped:
-                self.finish_reason = "stop_string"
-                self.keep_new(self.text.whole_tokens(self.ids[self.prompt_len :]))
+            self._end_at_stop()
         return piece
 
-    def expire(self) -> str:
-        """End the request at its deadline, and return the rest of its text."""
-        self.finish_reason = "time"
-        return "" if self.text is None else self.text.finish()
+    def end(self, reason: FinishReason) -> str:
+        """End the request before its last token, and return the rest of its text.
+
+        The reason is "stop_string" if the rest completes a stop string.
+        """
+        self.finish_reason = reason
+        piece = "" if self.text is None else self.text.finish()
+        self._end_at_stop()
+        return piece
+
+    def _end_at_stop(self) -> None:
+        """If the text has a stop string, end the request with the tokens before it."""
+        if self.text is not None and self.text.stopped:
+            self.finish_reason = "stop_string"
+            self.keep_new(self.text.whole_tokens(self.ids[self.prompt_len :]))
 
     def mark(self) -> int | SearchState:
         """Return what `rewind` needs to undo a step."""

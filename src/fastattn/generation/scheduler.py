@@ -300,7 +300,7 @@ class Scheduler:
                 request.search.expire()
                 self.results.extend(_ends_of(request.search))
             else:
-                self.results.append(Draw(request, None, request.expire(), ends=True))
+                self.results.append(Draw(request, None, request.end("time"), ends=True))
             self._finish(request)
         if ended:
             self._deadlines = [request for request in self._deadlines if request.finish_reason is None]

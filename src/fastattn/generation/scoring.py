@@ -35,7 +35,8 @@ def score(model: LanguageModel, prefix: object, continuations: Iterable[object])
     for i, whole in enumerate(wholes):
         if len(whole) - 1 > context:
             raise ContextLengthError(
-                f"continuations[{i}]: expected at most {context + 1} tokens with the prefix, got {len(whole)}",
+                f"continuations[{i}]: expected at most {context + 1} tokens with the prefix, got {len(whole)}; "
+                "shorten the prefix, or use surprisal, which reads long texts",
                 index=i,
                 n_tokens=len(whole),
                 context=context,
@@ -54,13 +55,21 @@ def score(model: LanguageModel, prefix: object, continuations: Iterable[object])
 def _read(model: LanguageModel, prefix: object, continuations: Iterable[object]) -> tuple[Ids, list[Ids]]:
     """Return the ids of the prefix, and of the prefix with each continuation."""
     if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
-        raise DTypeError(f"continuations: expected a list of texts or ids, got {type(continuations).__name__}")
+        raise DTypeError(
+            f"continuations: expected a list of texts or ids, got {type(continuations).__name__}; for one "
+            "continuation, pass a list of one"
+        )
     items = list(continuations)
     if len(items) > MAX_SEQUENCES:
-        raise InputError(f"continuations: expected at most {MAX_SEQUENCES}, got {len(items)}")
+        raise InputError(
+            f"continuations: expected at most {MAX_SEQUENCES}, got {len(items)}; split them into several calls"
+        )
     texts = isinstance(prefix, str)
     if any(isinstance(item, str) != texts for item in items):
-        raise DTypeError("continuations: expected texts after a text, and ids after ids, got both kinds")
+        raise DTypeError(
+            "continuations: expected texts after a text, and ids after ids, got both kinds; encode the texts, or "
+            "decode the ids"
+        )
     if isinstance(prefix, str):
         tokenizer = need_tokenizer(model, "score")
         start = encode_prompt(tokenizer, prefix, "prefix")
@@ -84,7 +93,7 @@ def _ids(model: LanguageModel, ids: object, name: str) -> Ids:
         mask = np.ones(np.shape(ids), np.int64)
     prompts = read_prompts(model, ids, mask, GenerationOptions(truncate="left"), name=name)
     if not prompts.single:
-        raise InputError(f"{name}: expected one sequence [n_tokens], got several")
+        raise InputError(f"{name}: expected one sequence [n_tokens], got several; call it once for each")
     return prompts.ids[0]
 
 
@@ -201,7 +210,9 @@ class _Run:
         )
         logits: Any = self._executor.run(step, ["logits"])["logits"]
         if np.isnan(logits).any() or np.isposinf(logits).any():
-            raise NonFiniteError("logits: expected finite numbers or -inf, got NaN or +inf")
+            raise NonFiniteError(
+                "logits: expected finite numbers or -inf, got NaN or +inf; `fastattn check` looks for such weights"
+            )
         return [log_softmax(row) for row in logits]
 
 

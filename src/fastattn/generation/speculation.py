@@ -28,7 +28,8 @@ _log = logging.getLogger("fastattn")
 NGRAM = 2  # as in transformers
 DRAFT_TOKENS = 8  # the most tokens per proposal of a draft model
 _LOOK_AGAIN = 8  # tokens until a sequence tries again after its proposals did not pay
-_AFTER_NOTHING = 2  # the same after a source had nothing; each look takes some microseconds
+_AFTER_NOTHING = 2  # the same after a source had nothing; twice as long each time, because a look takes microseconds
+_MOST_QUIET = 16  # steps that are counted together if nothing can be proposed in them
 _PRICE_OF_READING = 1.0  # tokens
 _Source: TypeAlias = "PromptLookup | Drafting"
 
@@ -74,7 +75,10 @@ def _assistant_of(model: LanguageModel, chosen: Any) -> LanguageModel:
     """Return the draft model that an option names. Raises InputError for one of another vocabulary, ConfigError."""
     if isinstance(chosen, str):
         if not isinstance(model, _HasCopies):
-            raise InputError(f"assistant_model: expected a model from from_pretrained for {chosen!r}, got another")
+            raise InputError(
+                f"assistant_model: expected a model from from_pretrained for {chosen!r}, got another; pass a "
+                "draft model"
+            )
         return model.copy_in(chosen)
     if chosen.executor not in model.engine.assistants:
         _check_vocabulary(model, chosen)
@@ -90,10 +94,16 @@ def _check_vocabulary(model: LanguageModel, assistant: LanguageModel) -> None:
     expected = model.executor.program
     n_ids = expected.values[expected.outputs["logits"]].width
     if width != n_ids:
-        raise InputError(f"assistant_model: expected a model with the same {n_ids} ids, got one with {width}")
+        raise InputError(
+            f"assistant_model: expected a model with the same {n_ids} ids, got one with {width}; use a smaller "
+            'model of the same family, or "int4" for a copy of the model'
+        )
     ours, theirs = model.tokenizer, assistant.tokenizer
     if ours is not None and theirs is not None and ours.get_vocab() != theirs.get_vocab():
-        raise InputError("assistant_model: expected a model with the same tokenizer, got one with other tokens")
+        raise InputError(
+            "assistant_model: expected a model with the same tokenizer, got one with other tokens; use a smaller "
+            'model of the same family, or "int4" for a copy of the model'
+        )
 
 
 def speculation_of(model: LanguageModel, options: GenerationOptions) -> Speculation | None:
@@ -118,10 +128,19 @@ class Speculator:
     def __init__(self) -> None:
         self.payoff = Payoff()
         self._draft_seconds = 0.0  # of draft models in this step, which have their own price
+        # Steps of the same rows in which nothing can be proposed are only counted, because a small model's step takes
+        # not much longer than the bookkeeping. `_n_quiet` of them are left, `_n_skipped` are not recorded yet.
+        self._quiet_rows: list[Request] = []
+        self._n_quiet = self._n_skipped = 0
+        self._charged: list[Account] = []  # sources of the last step, if it verified proposals
 
     def propose(self, chunks: Sequence[tuple[Request, int]], pages: PagePlan, step_tokens: int) -> None:
         """Set the proposals of the requests that a step feeds one token each; none beside prompts or many sequences."""
         self._draft_seconds, n_rows = 0.0, len(chunks)
+        if self._n_quiet:
+            if [request for request, _ in chunks] == self._quiet_rows:
+                return
+            self._settle()
         if n_rows > MAX_ROWS or not any(request.speculation for request, _ in chunks):
             return
         if self.payoff.measures(n_rows) or any(request.left != 1 for request, _ in chunks):
@@ -148,7 +167,9 @@ class Speculator:
         return speculation.account
 
     def has_offers(self, rows: Sequence[Request]) -> bool:
-        """Return whether something can be proposed for a step of these rows."""
+        """Return whether something can be proposed for a step of these rows, which are those of the last step."""
+        if self._n_quiet:
+            return False
         return len(rows) <= MAX_ROWS and not self.payoff.measures(len(rows)) and bool(self._offers(rows))
 
     def _offers(self, rows: Sequence[Request]) -> list[tuple[Request, Speculation, Offer]]:
@@ -171,8 +192,9 @@ class Speculator:
             return None
         speculation.kind, count = speculation.source.offer(request, most)
         if count < 1:
-            speculation.tries.waits = _AFTER_NOTHING
+            speculation.tries.had_nothing(_AFTER_NOTHING, most=_LOOK_AGAIN)
             return None
+        speculation.tries.n_nothing = 0
         drafts = isinstance(speculation.source, Drafting)
         return Offer(speculation.tries.rate(speculation.kind, account), count, account, drafts)
 
@@ -210,6 +232,11 @@ class Speculator:
 
         A sequence that ended before the first wrong proposal does not count as a failure.
         """
+        if self._n_quiet:
+            if rows == self._quiet_rows and self._n_quiet > 1:
+                self._n_quiet, self._n_skipped = self._n_quiet - 1, self._n_skipped + 1
+                return
+            self._settle()
         verified: list[tuple[Account, int, int]] = []
         for request, (n_proposed, n_accepted, n_drawn) in zip(rows, results, strict=True):
             speculation = request.speculation
@@ -229,5 +256,29 @@ class Speculator:
         self._draft_seconds = 0.0
         if verified:
             self.payoff.verified(len(rows), verified, seconds)
+        elif self._charged and not self.payoff.measures(len(rows)):
+            self.payoff.returned(len(rows), self._charged, seconds)
         else:
             self.payoff.passed(len(rows), seconds)
+        self._charged = [account for account, _, _ in verified]
+        if not verified:
+            self._quiet_rows, self._n_quiet = list(rows), self._steps_without_offers(rows)
+
+    def _steps_without_offers(self, rows: Sequence[Request]) -> int:
+        """Return for how many steps of these rows nothing can be proposed, if each draws one token of each."""
+        least = _MOST_QUIET
+        for request in rows:
+            speculation = request.speculation
+            if speculation is not None and not speculation.off:
+                missing = -self._account(speculation).credit
+                least = min(least, max(speculation.tries.waits, math.ceil(missing / (EARNED * len(rows)))))
+        return least
+
+    def _settle(self) -> None:
+        """Record the steps that were only counted."""
+        skipped, self._n_skipped, self._n_quiet = self._n_skipped, 0, 0
+        for request in self._quiet_rows if skipped else ():
+            if request.speculation is not None:
+                self._account(request.speculation).add(EARNED * skipped)
+                request.speculation.tries.waits = max(0, request.speculation.tries.waits - skipped)
+        self.payoff.skipped(len(self._quiet_rows), skipped)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.generation.options import GenerationOptions, NanPolicy
 from fastattn.generation.processors import Drawn, Row
 from fastattn.generation.structured_checks import unapplied_keywords
+from fastattn.generation.structured_messages import reason_of, stop_of
 from fastattn.generation.token_bytes import token_bytes_of
 from fastattn.tokenizer import Tokenizer
 
@@ -33,7 +34,6 @@ JSON_WHITE_SPACE = " "  # at most this between two parts; small models would oth
 _ALL_IDS = '\n%llguidance {"no_forcing": true}\n'
 _MAX_VOCABULARIES = 4
 _MAX_GRAMMARS = 64
-_MAX_REASON_CHARS = 500
 _TEMPERATURE = re.compile(r"^[ \t]*[?!]?\w+[ \t]*\[[^\]\n]*\btemperature\b", re.MULTILINE)  # an attribute of a rule
 _EXPECTED = {
     "regex": "a regular expression",
@@ -59,7 +59,9 @@ class Grammars:
         name = str(options.constraint)
         library = _library(name)
         if not ends:
-            raise InputError(f"eos_token_id: expected at least one id with {name}, because it ends the text, got none")
+            raise InputError(
+                f"eos_token_id: expected at least one id with {name}, because it ends the text, got none; pass one"
+            )
         vocabulary = self._vocabulary(library, name, tokenizer, n_ids, ends)
         text = _grammar_text(library, name, getattr(options, name))
         found = vocabulary.grammars.get(text)
@@ -161,7 +163,7 @@ def _matcher(library: Any, vocabulary: _Vocabulary, name: str, text: str, value:
     limits = library.LLParserLimits(verbose_errors=False)
     matcher = library.LLMatcher(vocabulary.of_library, text, log_level=0, limits=limits)
     if matcher.is_error():
-        raise _refusal(name, value, matcher.get_error())
+        raise _refusal(name, value, matcher.get_error(), text)
     warnings = list(matcher.get_grammar_warnings())
     if name == "json_schema":
         ignored = unapplied_keywords(json.loads(value))
@@ -173,15 +175,13 @@ def _matcher(library: Any, vocabulary: _Vocabulary, name: str, text: str, value:
     return matcher
 
 
-def _refusal(name: str, value: Any, reason: str) -> InputError:
-    return InputError(f"{name}: expected {_EXPECTED[name]} that can be used, got {quote(value)}: {_reason(reason)}")
-
-
-def _reason(message: str) -> str:
-    """Return a message of the library in one line, without the grammar that it repeats."""
-    message = re.split(r"\n\s*\d+ \| |<non-verbose", message)[0]
-    message = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
-    return " ".join(message.split())[:_MAX_REASON_CHARS]
+def _refusal(name: str, value: Any, reason: str, text: str = "") -> InputError:
+    """Return the error about an option. text: what its grammar was translated to, if that succeeded."""
+    syntax: Literal["lark", "gbnf"] | None = None
+    if name == "grammar":
+        syntax = "lark" if text.startswith(value) else "gbnf"
+    why = reason_of(reason, syntax=syntax)
+    return InputError(f"{name}: expected {_EXPECTED[name]} that can be used, got {quote(value)}: {why}")
 
 
 class Masks:
@@ -217,7 +217,8 @@ class Grammar:
         if not first.any():
             raise InputError(
                 f"{self.name}: expected {_EXPECTED[self.name]} for a text that begins without a space, because the "
-                "prompt is empty and the tokenizer removes a first space, got another one"
+                "prompt is empty and the tokenizer removes a first space, got another one; write it without that "
+                "space, or pass a prompt"
             )
         return Mask(self, first, nan=nan)
 
@@ -238,7 +239,7 @@ class Grammar:
         if matcher.is_error() or not found.any():
             raise InputError(
                 f"{self.name}: expected {_EXPECTED[self.name]} that tokens of the tokenizer can continue after {n_new} "
-                f"new tokens, found none ({_reason(matcher.get_error()) or matcher.stop_reason()})"
+                f"new tokens, found none: {stop_of(reason_of(matcher.get_error()) or matcher.stop_reason())}"
             )
         return found
 
@@ -296,7 +297,7 @@ class Mask:
             state.allowed = self._first
         else:
             if not state.matcher.consume_tokens(new[n_known:]):
-                reason = _reason(state.matcher.get_error())
+                reason = stop_of(reason_of(state.matcher.get_error()))
                 raise InputError(f"{self._grammar.name}: expected new tokens that it allows, got others: {reason}")
             state.allowed = self._grammar.allowed(state.matcher, len(new))
         state.new = new

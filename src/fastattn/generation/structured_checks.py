@@ -48,7 +48,9 @@ def check_json_schema(name: str, schema: Any) -> str:
     if not isinstance(schema, str):
         raise DTypeError(f"{name}: expected {_KINDS}, got {quote(schema)}")
     if len(schema) > MAX_GRAMMAR_CHARS:
-        raise InputError(f"{name}: expected at most {MAX_GRAMMAR_CHARS} characters of JSON, got {len(schema)}")
+        raise InputError(
+            f"{name}: expected at most {MAX_GRAMMAR_CHARS} characters of JSON, got {len(schema)}; shorten it"
+        )
     try:
         found = parse_strict(schema.encode("utf-8"), _LIMITS)
     except (JsonError, UnicodeEncodeError) as error:
@@ -68,7 +70,7 @@ def _dumped(name: str, schema: dict[Any, Any]) -> str:
 def check_choices(name: str, choices: Any) -> tuple[str, ...]:
     """Return the texts to choose from, without repetitions. Raises DTypeError, InputError."""
     if not isinstance(choices, (list, tuple, set, frozenset)):
-        raise DTypeError(f"{name}: expected a list of str, got {type(choices).__name__}")
+        raise DTypeError(f"{name}: expected a list of str, got {type(choices).__name__}; pass the texts to choose from")
     if not 0 < len(choices) <= _MAX_CHOICES:
         raise InputError(f"{name}: expected 1 to {_MAX_CHOICES} texts, got {len(choices)}")
     return tuple(dict.fromkeys(CHOICE(f"{name}[{i}]", choice) for i, choice in enumerate(choices)))

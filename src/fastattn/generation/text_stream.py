@@ -105,7 +105,10 @@ class TextStream(Iterator[str], AsyncIterator[str]):
     def _begin(self) -> None:
         """Start to take a piece. Raises InputError if another thread or task does."""
         if not self._lock.acquire(blocking=False):
-            raise InputError("stream: expected one thread at a time, got a call while it is in use by another thread")
+            raise InputError(
+                "stream: expected one thread at a time, got a call while it is in use by another thread; "
+                "call stream once for each thread"
+            )
 
     def _submit(self) -> Call:
         if not self._submitted and not self._closing:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
-from fastattn.checks import Neutral, check_count, check_flag, check_keywords, check_neutral, check_str
+from fastattn.checks import check_count, check_flag, check_str
 from fastattn.errors import DTypeError, InputError
-from fastattn.generation.generate import complete, make_requests, stream
-from fastattn.generation.option_rules import CONSTRAINTS
-from fastattn.generation.options import GREEDY_BELOW, GenerationOptions
+from fastattn.generation.generate import complete, make_requests
+from fastattn.generation.options import GenerationOptions
 from fastattn.generation.prompts import encode_prompt, need_tokenizer, read_prompts
 from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests
@@ -32,34 +32,15 @@ from fastattn.tasks.completion import (
     text_of,
     usage,
 )
-from fastattn.tasks.response_format import read_constraint
+from fastattn.tasks.llm_options import Processor, in_our_names, read_sampling
 from fastattn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-Processor: TypeAlias = Callable[..., Any]
-_COMPLETION = {"temperature": 0.8}
-_CHAT = {"temperature": 0.2}
-_SHARED: Mapping[str, Any] = {"top_p": 0.95, "min_p": 0.05, "typical_p": 1.0, "top_k": 40, "repeat_penalty": 1.0}
-# Names of llama-cpp-python -> names of GenerationOptions.
-_NAMES = {"stop": "stop_strings", "repeat_penalty": "repetition_penalty"}
-_SAME = (
-    "temperature", "top_p", "min_p", "typical_p", "top_k", "presence_penalty", "frequency_penalty", "logit_bias",
-    "seed", "best_of",
-)  # fmt: skip
-_REFUSED: Mapping[str, Neutral] = {
-    "suffix": Neutral((), "models here continue texts; write the whole prompt"),
-    "model": Neutral(check=check_str),
-    "user": Neutral(check=check_str),
-    "functions": Neutral((), "use tools, if the chat template knows them"),
-    "function_call": Neutral((), "use tools, if the chat template knows them"),
-    "tool_choice": Neutral(("none", "auto"), "leave it out"),
-    "mirostat_mode": Neutral((0,), "use temperature, top_p or typical_p"),
-    "mirostat_tau": Neutral(check=lambda *_: None),
-    "mirostat_eta": Neutral(check=lambda *_: None),
-    "tfs_z": Neutral((1,), "use top_p or min_p"),
-}
+# The argument with the prompt, and what to do if it is too long.
+_PROMPT = ("prompt", "; shorten the prompt, or lower max_tokens")
+_MESSAGES = ("messages", "; remove the oldest messages, or lower max_tokens")
 
 
 class SamplingArgs(TypedDict, total=False):
@@ -148,13 +129,13 @@ class Llm:
             check_count("logprobs", logprobs, high=1000)
         tokenizer = need_tokenizer(self.model, "create_completion")
         ids = self._ids(tokenizer, prompt)
-        given = self._options(options, _COMPLETION, ids, max_tokens, n_top=logprobs)
+        given = self._options(options, ids, max_tokens, chat=False, n_top=logprobs)
         before = (
             str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)) if not isinstance(prompt, str) else prompt
         )
         if streams:
             return self._stream_completion(tokenizer, ids, given, before, echo=checked_echo, n_top=logprobs)
-        requests, results = self._run(tokenizer, ids, given, logprobs=logprobs is not None)
+        requests, results = self._run(tokenizer, _PROMPT, ids, given, logprobs=logprobs is not None)
         choices = []
         for i, request in enumerate(results):
             listed = None
@@ -188,16 +169,16 @@ class Llm:
         wanted, streams = bool(logprobs) and check_flag("logprobs", logprobs), check_flag("stream", stream)
         n_top = 0 if top_logprobs is None else check_count("top_logprobs", top_logprobs, high=1000)
         if n_top and not wanted:
-            raise InputError(f"top_logprobs: expected None without logprobs=True, got {n_top}")
+            raise InputError(f"top_logprobs: expected None without logprobs=True, got {n_top}; pass both")
         tokenizer = need_tokenizer(self.model, "create_chat_completion")
         text = tokenizer.apply_chat_template(
             messages, tools, chat_template=self._template, add_generation_prompt=True, tokenize=False
         )
         ids = encode_prompt(tokenizer, text, "messages", add_special_tokens=False)
-        given = self._options(options, _CHAT, ids, max_tokens, n_top=n_top)
+        given = self._options(options, ids, max_tokens, chat=True, n_top=n_top)
         if streams:
             return self._stream_chat(tokenizer, ids, given, logprobs=wanted, n_top=n_top)
-        requests, results = self._run(tokenizer, ids, given, logprobs=wanted)
+        requests, results = self._run(tokenizer, _MESSAGES, ids, given, logprobs=wanted)
         choices = [
             {
                 "index": i,
@@ -230,53 +211,37 @@ class Llm:
         if not isinstance(prompt, (list, tuple, np.ndarray)) or (isinstance(prompt, np.ndarray) and prompt.ndim == 0):
             raise DTypeError(f"prompt: expected str or token ids, got {type(prompt).__name__}")
         mask = np.ones(len(prompt), np.int64) if len(prompt) else None
-        prompts = read_prompts(self.model, prompt if len(prompt) else [[]], mask, GenerationOptions(), name="prompt")
+        given = prompt if len(prompt) else [[]]
+        prompts = read_prompts(self.model, given, mask, GenerationOptions(), name="prompt", if_too_long=_PROMPT[1])
         if len(prompt) and not prompts.single:
-            raise InputError("prompt: expected one text or list of token ids, got several")
+            raise InputError("prompt: expected one text or list of token ids, got several; call it once for each")
         return prompts.ids[0]
 
     def _options(
-        self,
-        options: Mapping[str, Any],
-        defaults: Mapping[str, Any],
-        ids: NDArray[np.int32],
-        max_tokens: int | None,
-        *,
-        n_top: int | None,
+        self, options: Mapping[str, Any], ids: NDArray[np.int32], max_tokens: Any, *, chat: bool, n_top: int | None
     ) -> GenerationOptions:
         """Return the options of a call. Raises DTypeError, InputError."""
-        known = (*_SAME, *_NAMES, "n", "logits_processor", "stopping_criteria", "response_format", "grammar")
-        others = {name: value for name, value in options.items() if name not in known}
-        check_keywords(others, (*known, *_REFUSED), "Llm")
-        check_neutral(others, _REFUSED, "Llm", known)
-        given = {**_SHARED, **defaults}
-        given |= {name: value for name, value in options.items() if value is not None and name in known}
         room = self.model.executor.program.max_positions - max(1, len(ids))
-        count = 0 if max_tokens is None else check_count("max_tokens", max_tokens, low=-1)
-        read = {_NAMES.get(name, name): value for name, value in given.items() if name in (*_SAME, *_NAMES)}
-        read |= read_constraint(given.get("response_format"), given.get("grammar"))
-        for name in ("logits_processor", "stopping_criteria"):
-            if given.get(name) is not None:
-                functions = given[name] if isinstance(given[name], (list, tuple)) else [given[name]]
-                read[name] = [_of_row(function, name) for function in functions]
-        temperature = read["temperature"]
-        greedy = (
-            isinstance(temperature, (int, float)) and not isinstance(temperature, bool) and temperature < GREEDY_BELOW
-        )
-        return GenerationOptions(
-            **read,
-            do_sample=not greedy or temperature < 0,
-            max_new_tokens=count if count > 0 else max(room, 1),
-            num_return_sequences=given.get("n", 1),
-            top_logprobs=n_top or 0,
-        )
+        return read_sampling(options, chat=chat, max_tokens=max_tokens, room=room, n_top=n_top)
 
     def _run(
-        self, tokenizer: Tokenizer, ids: NDArray[np.int32], options: GenerationOptions, *, logprobs: bool
+        self,
+        tokenizer: Tokenizer,
+        about: tuple[str, str],
+        ids: NDArray[np.int32],
+        options: GenerationOptions,
+        *,
+        logprobs: bool,
     ) -> tuple[list[Request], list[Request]]:
-        """Return all requests of a prompt, and those whose texts are returned."""
-        requests = make_requests(self.model, [ids], options, tokenizer=tokenizer, names=["prompt"])
-        complete(self.model, requests, options, logprobs=logprobs)
+        """Return all requests of a prompt, and those whose texts are returned.
+
+        about: the argument with the prompt, and what to do if it is too long.
+        """
+        with _errors_of(options):
+            requests = make_requests(
+                self.model, [ids], options, tokenizer=tokenizer, names=[about[0]], if_too_long=about[1]
+            )
+            complete(self.model, requests, options, logprobs=logprobs)
         return requests, best_requests(requests)
 
     def _listed(
@@ -295,13 +260,27 @@ class Llm:
         found = prompt_records(self.model, ids, n_top)
         return [logprob for logprob, _ in found], [top if n_top else None for _, top in found]
 
-    def _pieces(self, ids: NDArray[np.int32], options: GenerationOptions, *, logprobs: bool) -> TextStream:
+    def _pieces(
+        self,
+        tokenizer: Tokenizer,
+        about: tuple[str, str],
+        ids: NDArray[np.int32],
+        options: GenerationOptions,
+        *,
+        logprobs: bool,
+    ) -> TextStream:
+        """Return the stream of a prompt. about: see `_run`."""
         if options.n_requests > 1:
-            raise InputError(f"n: expected 1 with stream=True, got {options.n_requests}")
-        names = [*_SAME[:-1], *_NAMES.values(), *CONSTRAINTS]
-        names += ["logits_processor", "stopping_criteria", "do_sample", "max_new_tokens", "top_logprobs"]
-        chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-        return stream(self.model, ids, logprobs=logprobs, use_model_defaults=False, **chosen)
+            name = "n" if options.num_return_sequences > 1 else "best_of"
+            raise InputError(
+                f"{name}: expected 1 with stream=True, got {options.n_requests}; call it once for each text"
+            )
+        with _errors_of(options):
+            request = make_requests(
+                self.model, [ids], options, tokenizer=tokenizer, names=[about[0]], if_too_long=about[1]
+            )[0]
+        request.wants_logprobs = logprobs
+        return TextStream(self.model.engine, request)
 
     def _stream_completion(
         self,
@@ -317,7 +296,8 @@ class Llm:
 
         A chunk lists the tokens that belong to its text; those of which a stop string may begin come later.
         """
-        pieces, first = self._pieces(ids, options, logprobs=n_top is not None), self._head("text_completion")
+        pieces = self._pieces(tokenizer, _PROMPT, ids, options, logprobs=n_top is not None)
+        first = self._head("text_completion")
 
         def chunk(text: str, reason: str | None, logprobs: Json | None) -> Json:
             choice = {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_of(reason)}
@@ -334,7 +314,7 @@ class Llm:
                 offset += sum(map(len, found["tokens"]))
                 return found
 
-            with pieces:
+            with _errors_of(options), pieces:
                 if echo:
                     offset = 0
                     of_prompt: Json | None = None
@@ -351,7 +331,8 @@ class Llm:
     def _stream_chat(
         self, tokenizer: Tokenizer, ids: NDArray[np.int32], options: GenerationOptions, *, logprobs: bool, n_top: int
     ) -> Iterator[Json]:
-        pieces, first = self._pieces(ids, options, logprobs=logprobs), self._head("chat.completion.chunk")
+        pieces = self._pieces(tokenizer, _MESSAGES, ids, options, logprobs=logprobs)
+        first = self._head("chat.completion.chunk")
 
         def chunk(delta: Json, reason: str | None, tokens: Tokens) -> Json:
             listed = chat_logprobs(tokenizer, tokens, n_top) if tokens.ids else None
@@ -359,12 +340,17 @@ class Llm:
             return {**first, "choices": [choice]}
 
         def chunks() -> Iterator[Json]:
-            with pieces:
+            with _errors_of(options), pieces:
                 yield chunk({"role": "assistant"}, None, Tokens([], [], []))
                 for piece, tokens in _with_tokens(pieces, len(ids), wanted=logprobs):
                     yield chunk({"content": piece}, None, tokens) if piece else chunk({}, pieces.finish_reason, tokens)
 
         return chunks()
+
+
+def _errors_of(options: GenerationOptions) -> AbstractContextManager[None]:
+    """Name the arguments of `Llm` in errors."""
+    return in_our_names(schema=options.json_schema is not None)
 
 
 def _with_tokens(pieces: TextStream, n_prompt: int, *, wanted: bool) -> Iterator[tuple[str, Tokens]]:
@@ -374,16 +360,3 @@ def _with_tokens(pieces: TextStream, n_prompt: int, *, wanted: bool) -> Iterator
         end = pieces.n_final_tokens if wanted else 0
         yield piece, Tokens.between(pieces, n_prompt, n_listed, end)
         n_listed = end
-
-
-def _of_row(function: Any, name: str) -> Processor:
-    """Return a function of transformers' shapes from one of llama-cpp-python's, without a batch axis."""
-    if not callable(function):
-        raise DTypeError(f"{name}: expected functions, got {type(function).__name__}")
-
-    def call(input_ids: NDArray[np.int64], scores: Any) -> Any:
-        if scores is None:
-            return function(input_ids[0], None)
-        return np.asarray(function(input_ids[0], scores[0]))[None]
-
-    return call

@@ -16,6 +16,7 @@ from fastattn.generation.generate import StreamerFeed, completed, make_requests,
 from fastattn.generation.generate_args import GenerationArgs, Streamer
 from fastattn.generation.generation_config import with_defaults
 from fastattn.generation.keywords import with_generation_config
+from fastattn.generation.option_rules import check_unseen
 from fastattn.generation.options import GenerationOptions, read_options
 from fastattn.generation.prompts import encode_prompt
 from fastattn.generation.request import Request
@@ -254,7 +255,7 @@ class _Job(Job["str | Chat", "list[_Record]", "list[_Record]"]):
         options = call.options
         self._hidden = len(tokenizer.encode(call.prefix, add_special_tokens=False)) if call.prefix else 0
         if lazy and not isinstance(options.seed, int | None):
-            raise InputError("seed: expected one int for an iterator, got several; its number of texts is unknown")
+            raise InputError("seed: expected one int for an iterator, got several; pass a list of texts")
         self._seeds = None if lazy else seeds_of(options, total or 0)
 
     def encode(self, index: int, item: str | Chat, name: str) -> list[Part]:
@@ -319,7 +320,7 @@ class _Job(Job["str | Chat", "list[_Record]", "list[_Record]"]):
             text, special = self._written(item, name), False  # the template has the special tokens
         else:
             for argument in call.of_chats:
-                raise InputError(f"{argument}: expected None with a text, got a value; only chats have it")
+                raise InputError(f"{argument}: expected None with a text, got a value; pass a chat, or leave it out")
             text = call.prefix + item
         ids = encode_prompt(tokenizer, text, name, add_special_tokens=special, **cut)
         check_fits(self._model, tokenizer, ids, name)
@@ -334,7 +335,7 @@ class _Job(Job["str | Chat", "list[_Record]", "list[_Record]"]):
         if n_new >= longest:
             raise InputError(
                 f'handle_long_generation: with "hole", expected fewer than {longest} new tokens, the limit of '
-                f"the model and tokenizer, got {n_new}"
+                f"the model and tokenizer, got {n_new}; pass a smaller max_new_tokens"
             )
         return ids[n_new - longest :]
 
@@ -344,7 +345,10 @@ class _Job(Job["str | Chat", "list[_Record]", "list[_Record]"]):
         if call.prefix:
             raise InputError(f"prefix: expected None with a chat, got {call.prefix!r}; add it to a message")
         if goes_on and not isinstance(chat.messages[-1]["content"], str):
-            raise InputError(f"{name}: expected text in the last message, which the model continues, got parts")
+            raise InputError(
+                f"{name}: expected text in the last message, which the model continues, got parts; pass its "
+                "content as a str"
+            )
         others = {key: value for key, value in call.of_chats.items() if key != "continue_final_message"}
         written = self._tokenizer.apply_chat_template(
             chat.messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, tokenize=False, **others
@@ -404,9 +408,11 @@ def _read_returns(merged: dict[str, Any]) -> Literal["full_text", "new_text", "i
     given = {name: merged.pop(name, None) for name in ("return_full_text", "return_tensors", "return_text")}
     full, ids, text = (None if value is None else check_flag(name, value) for name, value in given.items())
     if full is not None and text is not None:
-        raise InputError("return_text: expected None, because return_full_text is set, got both")
+        raise InputError("return_text: expected None, because return_full_text is set, got both; pass one")
     if ids and (full is not None or text):
-        raise InputError("return_tensors: expected None, because return_full_text or return_text is set, got both")
+        raise InputError(
+            "return_tensors: expected None, because return_full_text or return_text is set, got both; pass one"
+        )
     if ids:
         return "ids"
     return "new_text" if full is False else "full_text"
@@ -420,14 +426,19 @@ def _read_generation(merged: dict[str, Any], defaults: Mapping[str, Any]) -> Gen
     stop = merged.pop("stop_sequence", None)
     if stop is not None:
         if merged.get("stop_strings") is not None:
-            raise InputError("stop_sequence: expected None, because stop_strings is set and means the same, got both")
+            raise InputError(
+                "stop_sequence: expected None, because stop_strings is set and means the same, got both; pass one"
+            )
         merged["stop_strings"] = stop
     if merged.pop("max_batch_tokens", None) is not None:
         raise InputError("max_batch_tokens: expected None, got a number; text-generation has max_batch_size instead")
     batch_size = read_limits(merged).batch_size
     if batch_size is not None:
         merged["max_batch_size"] = one_of("max_batch_size", merged.get("max_batch_size"), "batch_size", batch_size)
-    chosen = with_defaults(with_generation_config(merged), defaults)
+    own = with_generation_config(merged)
+    instead = "use model.generate with return_dict_in_generate=True"
+    check_unseen(own, ("top_logprobs", "output_scores", "output_logits"), "in a pipeline", instead)
+    chosen = with_defaults(own, defaults)
     if chosen.get("do_sample") is None:
         chosen["do_sample"] = True
     if check_flag("do_sample", chosen["do_sample"]) and chosen.get("temperature") is None:

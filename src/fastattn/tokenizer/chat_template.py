@@ -7,6 +7,7 @@ no file and no attribute that starts with an underscore. jinja2 is an extra: `pi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -58,24 +59,27 @@ def render(
 ) -> str:
     """Return the prompt of a conversation.
 
-    messages: mappings with "role" and "content". continue_final_message: the prompt ends inside the last message.
+    messages: mappings with "role" and "content". Content is text, or a list of parts such as {"type": "text", "text":
+    "Hi"}. A template that writes such parts gets them; for any other template their texts are joined with line breaks.
+    continue_final_message: the prompt ends inside the last message.
     others: further variables, such as special tokens. Raises ConfigError for a template that is invalid or does
     something that the sandbox forbids; InputError, DTypeError for messages that it rejects.
     """
     compiled, chat = _compile(template), read_messages(messages)
-    if continue_final_message:
-        _mark_end(chat)
     variables = {
         **_plain(dict(others or {}), "chat_template"),
-        "messages": chat,
         "tools": _plain(tools, "tools"),
         "documents": _plain(documents, "documents"),
         "add_generation_prompt": add_generation_prompt,
     }
+    if any(map(_has_parts, chat)):
+        chat = _without_parts(compiled, chat, variables)
+    if continue_final_message:
+        _mark_end(chat)
     from jinja2.exceptions import SecurityError, TemplateError
 
     try:
-        text = compiled.render(**variables)
+        text = compiled.render(**variables, messages=chat)
     except SecurityError as error:
         raise ConfigError(f"chat_template: {error}") from None
     except TemplateError as error:
@@ -98,10 +102,61 @@ def read_messages(messages: object, name: str = "messages") -> list[dict[str, An
         plain = {key: value for key, value in _plain(message, f"{name}[{i}]").items() if value is not None}
         if not isinstance(plain.get("role"), str):
             raise InputError(f"{name}[{i}]: expected a role, such as 'user', got {quote(plain.get('role'))}")
+        _check_parts(plain, f"{name}[{i}]")
         chat.append(plain)
     if not chat:
         raise InputError(f"{name}: expected at least one message, got none")
     return chat
+
+
+def _has_parts(message: Mapping[str, Any]) -> bool:
+    """Return whether the content of a message is a list of parts, which have a type."""
+    content = message.get("content")
+    return isinstance(content, (list, tuple)) and any(isinstance(part, Mapping) and "type" in part for part in content)
+
+
+def _check_parts(message: Mapping[str, Any], name: str) -> None:
+    """Check that all parts of a message are text. Raises InputError."""
+    if not _has_parts(message):
+        return
+    for i, part in enumerate(message["content"]):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            found = quote(part) if kind is None else f"one of type {quote(kind)}"
+            raise InputError(
+                f"{name}: content[{i}]: expected a part of type 'text', got {found}; models here read text"
+            )
+        if not isinstance(part.get("text"), str):
+            raise InputError(f'{name}: content[{i}]: expected "text" with a str, got {quote(part.get("text"))}')
+
+
+def _without_parts(
+    template: Template, chat: list[dict[str, Any]], variables: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the messages with one text each where the template would not write the texts of the parts.
+
+    Tried with other texts in the parts: the template writes them if they are in the prompt, but not inside a list or
+    mapping that Python or JSON wrote. Line breaks join the texts of a message, as in llama.cpp and vLLM.
+    """
+    probes: list[dict[str, Any]] = []
+    for i, message in enumerate(chat):
+        parts = [{"type": "text", "text": f"MESSAGE{i}PART{j}END"} for j in range(len(message.get("content") or ()))]
+        probes.append({**message, "content": parts} if _has_parts(message) else message)
+    try:
+        prompt = template.render(**variables, messages=probes)
+    except Exception:  # of any type: the template is a program
+        prompt = ""
+    return [
+        {**message, "content": "\n".join(part["text"] for part in message["content"])}
+        if _has_parts(message) and not all(_writes(prompt, part["text"]) for part in probe["content"])
+        else message
+        for message, probe in zip(chat, probes, strict=True)
+    ]
+
+
+def _writes(prompt: str, text: str) -> bool:
+    """Return whether a prompt has a text, but not as a value of "text"."""
+    return text in prompt and not re.search(rf"""['"]text['"]\s*:\s*['"]{text}""", prompt)
 
 
 def _plain(value: Any, name: str, depth: int = 0) -> Any:

@@ -8,7 +8,6 @@ https://code.google.com/archive/p/word2vec (function SaveModel) defines both.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +16,7 @@ import numpy as np
 
 from fastattn.checks import quote
 from fastattn.errors import ModelFormatError
+from fastattn.files import replaced_file
 from fastattn.tasks.words.stream import MAX_WORD_BYTES, WordStream, open_stream
 from fastattn.tasks.words.table import Rows, Words, WordTable
 
@@ -188,13 +188,8 @@ def _check_finite(stream: WordStream, vector: Rows, where: str, start: int) -> N
 
 def write(path: Path, table: WordTable, *, binary: bool, header: bool) -> None:
     """Write a file of word2vec. It replaces an existing file only when it is complete. Raises OSError."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.fastattn-part")
-    try:
-        with open(unfinished, "wb") as file:
-            _write(file, table, binary=binary, header=header)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced_file(path) as file:
+        _write(file, table, binary=binary, header=header)
 
 
 def _write(file: BinaryIO, table: WordTable, *, binary: bool, header: bool) -> None:
