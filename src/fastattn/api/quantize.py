@@ -14,7 +14,7 @@ from fastattn.api.load_args import HubArgs
 from fastattn.api.load_options import MAX_THREADS
 from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.companions import copy_companions
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_keywords, check_path
@@ -58,7 +58,7 @@ def quantize(
     head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, DTYPES["cpu"])
     threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)
     target = check_path("directory", directory)
-    source = resolve(path_or_id, **hub)
+    source = find_model(path_or_id, **hub)
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             dtype = checkpoint.quantized.dtype

@@ -17,7 +17,7 @@ from fastattn.checkpoint import Checkpoint, open_checkpoint
 from fastattn.checkpoint.checkpoint import read_generation_config
 from fastattn.checkpoint.digests import file_digest, known_digests
 from fastattn.checkpoint.file_names import GENERATION_NAME
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.locate import find_model
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.files import FileSet, SourceFile, recorded_files
@@ -143,7 +143,7 @@ def check_folder(
     Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
     arguments.
     """
-    directory = resolve(
+    directory = find_model(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     check = _Check(directory)
