@@ -241,7 +241,9 @@ def test_keys_and_tensors_that_may_change_results_are_refused(tmp_path: Path) ->
     )
     assert error({**good, "gpt2.block_count": 0}) == "gpt2.block_count: expected an integer from 1 to 1000, got 0"
     assert error({**good, "gpt2.embedding_length": "12"}).startswith("gpt2.embedding_length: expected an integer")
-    assert error({**good, "gpt2.attention.layer_norm_epsilon": float("nan")}).endswith("expected a finite number, got nan")
+    assert error({**good, "gpt2.attention.layer_norm_epsilon": float("nan")}).endswith(
+        "expected a finite number, got nan"
+    )
     assert error({key: value for key, value in good.items() if key != "gpt2.context_length"}).endswith("got none")
     assert error({**good, "general.type": "adapter"}) == "general.type: expected 'model', got 'adapter'"
     assert error({**good, "split.count": 3}) == "split.count: expected 0 or 1, got 3"

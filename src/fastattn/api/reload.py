@@ -34,8 +34,9 @@ _ADVICE = "load the model with from_pretrained"
 class Origin:
     """Where a model was loaded from.
 
-    directory: absolute path of the folder, or of the GGUF file. stamps: state of the files when they were loaded; None for a file that did not exist.
-    digests: filled in when the model is first pickled. generation: the default options of generation.
+    directory: absolute path of the folder, or of the GGUF file. stamps: state of the files when they were loaded; None
+    for a file that did not exist. digests: filled in when the model is first pickled. generation: the default options
+    of generation.
     """
 
     directory: Path

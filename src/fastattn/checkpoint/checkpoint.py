@@ -56,6 +56,7 @@ class Checkpoint:
 
     config: config.json. A GGUF file's metadata and tensors have the names that Hugging Face uses.
 
+    gguf_bytes: the number of bytes of all tensors of a type in a GGUF file, by the names of llama.cpp.
     quantized: the packed weights of a directory that `fastattn quantize` wrote. `tensors` then has only the shapes of
     the tensors that they were made from. Each file is opened once and stays open until `close` or the end of a `with`
     block, so headers and data come from the same file. Tensors can also be read after that; this raises
@@ -67,6 +68,7 @@ class Checkpoint:
     tensors: Mapping[str, WeightSource]
     quantized: QuantizedCheckpoint | None = None
     files: FileSet = field(default_factory=FileSet, compare=False)
+    gguf_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def weight_files(self) -> list[Path]:
@@ -162,10 +164,10 @@ def _open_folder(directory: Path, files: FileSet, check_config: _CheckConfig | N
 
 
 def _open_gguf(path: Path, files: FileSet, check_config: _CheckConfig | None) -> Checkpoint:
-    config, tensors = open_gguf(path, files)
+    found = open_gguf(path, files)
     if check_config is not None:
-        check_config(config)
-    return Checkpoint(path, config, tensors, None, files)
+        check_config(found.config)
+    return Checkpoint(path, found.config, found.tensors, None, files, found.stored)
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

@@ -39,7 +39,9 @@ def find_model(
         if is_gguf(path):
             if gguf_file or subfolder:
                 option = "gguf_file" if gguf_file else "subfolder"
-                raise InputError(f"{option}: expected None with the path of a GGUF file, got {quote(gguf_file or subfolder)}")
+                raise InputError(
+                    f"{option}: expected None with the path of a GGUF file, got {quote(gguf_file or subfolder)}"
+                )
             return path
     inside = f"{subfolder}/" if subfolder else ""
     folder = resolve(

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 from fastattn.checkpoint.gguf.keys import Keys
 from fastattn.checkpoint.gguf.reader import GgufFile, read_gguf
 from fastattn.checks import quote
-from fastattn.errors import ConfigError
 from fastattn.files import SourceFile
 from fastattn.tokenizer.folder import Folder, format_error
 from fastattn.tokenizer.sentencepiece import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Piece, merges_of_pieces
@@ -26,9 +25,7 @@ _PREFIX = "tokenizer.ggml."
 _SPACE = "\u2581"
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3_SPLIT = (
-    _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3_SPLIT = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2_SPLIT = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _log = logging.getLogger("fastattn")
 _Json: TypeAlias = dict[str, Any]
@@ -80,7 +77,7 @@ class GgufFolder(Folder):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._contents = _tokenizer_files(read_gguf(self._files.open(path)))
+        self._contents = _files_of(read_gguf(self._files.open(path)))
 
     def path(self, name: str) -> Path:
         return self.directory
@@ -121,8 +118,16 @@ class _Vocabulary:
         ]
 
 
-def _tokenizer_files(gguf: GgufFile) -> dict[str, str]:
-    """Return the contents of tokenizer.json and the files next to it. Raises ConfigError, ModelFormatError."""
+def tokenizer_files(path: Path) -> dict[str, str]:
+    """Return the contents of tokenizer.json and the files next to it, by name. Raises ConfigError, ModelFormatError."""
+    file = SourceFile(path)
+    try:
+        return _files_of(read_gguf(file))
+    finally:
+        file.close()
+
+
+def _files_of(gguf: GgufFile) -> dict[str, str]:
     keys = Keys(gguf, _PREFIX)
     model = keys.text("model")
     if model not in _MODELS:
@@ -299,8 +304,13 @@ def _wordpiece(keys: Keys, vocabulary: _Vocabulary, roles: dict[str, str]) -> tu
             "do_lower_case=True to AutoTokenizer for that",
             vocabulary.path,
         )
-    model = {"type": "WordPiece", "vocab": ids, "unk_token": roles["unk"], "continuing_subword_prefix": "##"}
-    model["max_input_chars_per_word"] = 100
+    model = {
+        "type": "WordPiece",
+        "vocab": ids,
+        "unk_token": roles["unk"],
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    }
     return {"version": "1.0", "added_tokens": [], "model": model}, config
 
 

@@ -52,7 +52,7 @@ class Architecture:
 
     def place(self, name: str, config: Mapping[str, Any]) -> Place | None:
         """Return where a tensor belongs; None for an unknown name."""
-        base, dot, kind = name.rpartition(".")
+        base, _, kind = name.rpartition(".")
         if kind not in ("weight", "bias"):
             return None
         found = _LAYER.fullmatch(base)

@@ -70,7 +70,8 @@ def _fifth_bits(data: Bytes) -> Bytes:
 
 
 def _q4_0(data: Bytes) -> Float32:
-    return _half(data, 0) * (_nibbles(data[:, 2:]).astype(np.int8) - np.int8(8)).astype(np.float32)
+    found: Float32 = _half(data, 0) * (_nibbles(data[:, 2:]).astype(np.int8) - np.int8(8)).astype(np.float32)
+    return found
 
 
 def _q4_1(data: Bytes) -> Float32:
@@ -79,12 +80,14 @@ def _q4_1(data: Bytes) -> Float32:
 
 def _q5_0(data: Bytes) -> Float32:
     values = _nibbles(data[:, 6:]) | (_fifth_bits(data[:, 2:6]) << np.uint8(4))
-    return _half(data, 0) * (values.astype(np.int8) - np.int8(16)).astype(np.float32)
+    found: Float32 = _half(data, 0) * (values.astype(np.int8) - np.int8(16)).astype(np.float32)
+    return found
 
 
 def _q5_1(data: Bytes) -> Float32:
     values = _nibbles(data[:, 8:]) | (_fifth_bits(data[:, 4:8]) << np.uint8(4))
-    return _half(data, 0) * values.astype(np.float32) + _half(data, 2)
+    found: Float32 = _half(data, 0) * values.astype(np.float32) + _half(data, 2)
+    return found
 
 
 def _q8_0(data: Bytes) -> Float32:
@@ -107,7 +110,8 @@ def _q2_k(data: Bytes) -> Float32:
     values = _split(data[:, 16:80], _CRUMBS, 32).reshape(len(data), 16, 16) & np.uint8(3)
     step = (d * (scales & np.uint8(15)).astype(np.float32))[:, :, None]
     offset = (lowest * (scales >> np.uint8(4)).astype(np.float32))[:, :, None]
-    return (step * values.astype(np.float32) - offset).reshape(len(data), _SUPER)
+    found: Float32 = (step * values.astype(np.float32) - offset).reshape(len(data), _SUPER)
+    return found
 
 
 def _q3_k(data: Bytes) -> Float32:

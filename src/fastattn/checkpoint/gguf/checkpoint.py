@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,18 @@ def is_gguf(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIX) and path.is_file()
 
 
-def open_gguf(path: Path, files: FileSet) -> tuple[dict[str, Any], dict[str, WeightSource]]:
-    """Return config.json and the tensors of a file, as of a Hugging Face checkpoint. Only the header is read.
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """A file as a Hugging Face checkpoint. stored: the number of bytes of all tensors of a type."""
 
-    files: the set that the file joins. Raises ModelFormatError, ConfigError, OSError.
+    config: dict[str, Any]
+    tensors: Mapping[str, WeightSource]
+    stored: Mapping[str, int]
+
+
+def open_gguf(path: Path, files: FileSet) -> GgufModel:
+    """Read the header of a file. files: the set that the file joins. Raises ModelFormatError, ConfigError,
+    OSError.
     """
     gguf = read_gguf(files.open(path))
     config, places = read_architecture(gguf)
@@ -32,4 +42,7 @@ def open_gguf(path: Path, files: FileSet) -> tuple[dict[str, Any], dict[str, Wei
         del tensors["output.weight"]  # a copy, which older converters wrote
         config["tie_word_embeddings"] = True
     sources = (source_of(gguf, tensor, places[name]) for name, tensor in tensors.items() if name in places)
-    return config, {source.name: source for source in sources}
+    stored: dict[str, int] = {}
+    for tensor in gguf.tensors.values():
+        stored[tensor.kind.name] = stored.get(tensor.kind.name, 0) + tensor.nbytes
+    return GgufModel(config, {source.name: source for source in sources}, stored)

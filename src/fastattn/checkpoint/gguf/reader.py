@@ -182,7 +182,7 @@ class _Cursor:
             return self.text(what)
         if kind != _ARRAY:
             numbers = self._numbers(kind, 1, what)
-            return bool(numbers[0]) if kind == _BOOL else numbers[0].item()  # type: ignore[no-any-return]
+            return bool(numbers[0]) if kind == _BOOL else numbers[0].item()
         item = self.integer(4, what)
         at, n_items = self.at, self.integer(8, what)
         if item == _ARRAY:
@@ -224,7 +224,9 @@ class _Cursor:
         path = self._file.path
         n_dims = self.integer(4, "dimensions")
         if n_dims > MAX_DIMS:
-            raise malformed(path, "shape", f"expected at most {MAX_DIMS} dimensions, got {n_dims}", tensor=name, offset=at)
+            raise malformed(
+                path, "shape", f"expected at most {MAX_DIMS} dimensions, got {n_dims}", tensor=name, offset=at
+            )
         shape = tuple(self.integer(8, "shape") for _ in range(n_dims))[::-1]
         if math.prod(shape) >= 2**56 or (0 in shape):
             message = f"shape: expected positive sizes of less than 2^56 numbers, got {quote(list(shape), 100)}"
@@ -234,7 +236,9 @@ class _Cursor:
         if kind is None:
             known = ", ".join(other.name for other in BLOCK_TYPES.values())
             shown = OTHER_TYPES.get(number, f"the unknown type {number}")
-            raise malformed(path, "dtype_unsupported", f"type: expected one of {known}, got {shown}", tensor=name, offset=at)
+            raise malformed(
+                path, "dtype_unsupported", f"type: expected one of {known}, got {shown}", tensor=name, offset=at
+            )
         row = shape[-1] if shape else 1
         if row % kind.n_values:
             message = f"shape: expected rows of a multiple of {kind.n_values} for {kind.name}, got {row}"

@@ -46,7 +46,9 @@ class _Rows:
         blocks = np.frombuffer(data, np.uint8).reshape(-1, kind.n_bytes)
         bad = bad_scale(kind, blocks)
         if bad is not None:
-            message = f"expected finite scales, got NaN or infinity in block {begin * self.columns // kind.n_values + bad}"
+            message = (
+                f"expected finite scales, got NaN or infinity in block {begin * self.columns // kind.n_values + bad}"
+            )
             where = at + bad * kind.n_bytes
             raise malformed(self.file.path, "not_finite", message, tensor=tensor.name, offset=where)
         return decode_blocks(kind, blocks).reshape(end - begin, self.columns)
@@ -98,7 +100,8 @@ def _rotary_source(gguf: GgufFile, tensor: GgufTensor, place: Place, where: str)
 
     def compute(begin: int, end: int) -> Float32:
         first, last = begin // size * size, -(-end // size) * size  # the rows of whole heads
-        return rows.read(first, last)[order[begin:end] - first]
+        found: Float32 = rows.read(first, last)[order[begin:end] - first]
+        return found
 
     heads = max(1, (1 << 20) // (size * tensor.shape[1]))
     return ComputedSource(place.name, tensor.shape, compute, min(n, heads * size), where)
