@@ -234,7 +234,7 @@ def test_keys_and_tensors_that_may_change_results_are_refused(tmp_path: Path) ->
 
     good = gpt2_metadata()
     assert error({**good, "general.architecture": "rwkv6"}) == (
-        "general.architecture: expected one of gpt2, bert, got 'rwkv6'"
+        "general.architecture: expected one of gpt2, bert, llama, qwen2, qwen3, smollm3, got 'rwkv6'"
     )
     assert error({**good, "gpt2.attention.scale": 0.5}) == (
         "expected only keys that fastattn supports, got 'gpt2.attention.scale'"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,11 @@ from fastattn.checkpoint.source import ComputedSource, WeightSource, read_rows
 from fastattn.files import SourceFile, malformed
 
 if TYPE_CHECKING:
-    from fastattn.checkpoint.gguf.architectures import Place
+    from fastattn.checkpoint.gguf.architecture import Place
 
 Float32 = NDArray[np.float32]
 _COMPARED_BYTES = 1 << 20
+_MAX_SETTINGS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,16 @@ def _rotary_source(gguf: GgufFile, tensor: GgufTensor, place: Place, where: str)
 
     heads = max(1, (1 << 20) // (size * tensor.shape[1]))
     return ComputedSource(place.name, tensor.shape, compute, min(n, heads * size), where)
+
+
+def read_values(gguf: GgufFile, tensor: GgufTensor) -> Float32:
+    """Read a whole tensor as a vector, for settings that are stored as one. Raises ModelFormatError."""
+    n = math.prod(tensor.shape)
+    if n > _MAX_SETTINGS:
+        message = f"shape: expected at most {_MAX_SETTINGS} numbers, got {n}"
+        raise malformed(gguf.path, "shape", message, tensor=tensor.name)
+    found: Float32 = _Rows(gguf.file, replace(tensor, shape=(1, n))).read(0, 1)[0]
+    return found
 
 
 def same_bytes(gguf: GgufFile, a: GgufTensor, b: GgufTensor) -> bool:
