@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from fastattn.checkpoint.gguf.keys import Keys
 from fastattn.checkpoint.gguf.reader import GgufFile, read_gguf
 from fastattn.checks import quote
@@ -217,6 +219,8 @@ def _sentencepiece(keys: Keys, vocabulary: _Vocabulary, roles: dict[str, str]) -
     scores = keys.numbers("scores", "f")
     if scores is None or len(scores) != len(vocabulary.tokens):
         keys.fail("scores", f"{len(vocabulary.tokens)} numbers, one for each token")
+    if not np.isfinite(scores).all():
+        keys.fail("scores", "finite numbers")
     keys.must_be("remove_extra_whitespaces", False)
     keys.must_be("pre", "default", "llama")
     keys.ignore("merges")
