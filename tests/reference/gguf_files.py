@@ -60,7 +60,7 @@ class Raw:
 
 
 def text(value: str | bytes) -> bytes:
-    data = value.encode() if isinstance(value, str) else value
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return struct.pack("<Q", len(data)) + data
 
 
