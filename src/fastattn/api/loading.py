@@ -16,6 +16,7 @@ from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
 from fastattn.checkpoint.hub import ALLOW_PATTERNS
 from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
+from fastattn.checkpoint.safetensors import WEIGHT_DTYPES
 from fastattn.errors import ConfigError
 from fastattn.generation.generation_config import read_defaults
 from fastattn.graph.executor import Executor
@@ -124,6 +125,7 @@ def _load_opened(
         )
     if task == "causal-lm":
         origin.generation = read_defaults(directory, config)
+    _say_requantized(checkpoint, options)
     executor = load_executor(
         built.program,
         built.tensors,
@@ -140,6 +142,18 @@ def _load_opened(
         executor.close()
         raise
     return built, executor, origin
+
+
+def _say_requantized(checkpoint: Checkpoint, options: LoadOptions) -> None:
+    """Log that weights of a GGUF file are rounded a second time."""
+    blocks = [kind for kind in checkpoint.gguf_bytes if kind not in WEIGHT_DTYPES]
+    if blocks and options.dtype not in (None, "float32"):
+        _log.info(
+            "%s: the weights in %s are rounded again, to %s; `fastattn quality` measures what that changes",
+            checkpoint.path,
+            ", ".join(sorted(blocks)),
+            options.dtype,
+        )
 
 
 def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

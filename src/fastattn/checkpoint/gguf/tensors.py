@@ -38,7 +38,8 @@ class _Rows:
         """Return rows [begin, end) as [end - begin, columns]. Raises ModelFormatError, OSError."""
         tensor, kind = self.tensor, self.tensor.kind
         if kind.dtype:
-            return read_rows(_plain(self.file, tensor, tensor.name), begin, end)
+            matrix = replace(tensor, shape=(math.prod(tensor.shape) // self.columns, self.columns))
+            return read_rows(_plain(self.file, matrix, tensor.name), begin, end)
         row_bytes = self.columns // kind.n_values * kind.n_bytes
         at, size = tensor.offset + begin * row_bytes, (end - begin) * row_bytes
         data = self.file.read(size, at)
