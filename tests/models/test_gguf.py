@@ -75,13 +75,17 @@ def test_sizes_of_all_types_are_those_of_the_gguf_package() -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("alignment", [1, 32, 4096])
-def test_gpt2_gives_the_bits_of_safetensors(tmp_path: Path, device: str, version: int, alignment: int) -> None:
+def test_gpt2_gives_the_bits_of_safetensors(
+    tmp_path: Path, device: str, version: int, alignment: int, caplog: pytest.LogCaptureFixture
+) -> None:
     metadata = {**gpt2_metadata(), "general.alignment": alignment}
     path = write_gguf(tmp_path / "m.gguf", metadata, gpt2_stored(), version=version, alignment=alignment)
-    assert_same(logits(path, device=device), logits(write_gpt2(tmp_path / "folder"), device=device))
+    found = logits(path, device=device)
+    assert caplog.text == ""
+    assert_same(found, logits(write_gpt2(tmp_path / "folder"), device=device))
 
 
-def test_bert_gives_the_bits_of_safetensors(tmp_path: Path, device: str) -> None:
+def test_bert_gives_the_bits_of_safetensors(tmp_path: Path, device: str, caplog: pytest.LogCaptureFixture) -> None:
     path, folder = write_gguf(tmp_path / "m.gguf", bert_metadata(), bert_stored()), write_bert(tmp_path / "folder")
     with (
         fa.AutoModelForSequenceClassification.from_pretrained(path, device=device) as found,
@@ -89,6 +93,7 @@ def test_bert_gives_the_bits_of_safetensors(tmp_path: Path, device: str) -> None
     ):
         assert dict(found.config.id2label) == {0: "a", 1: "b", 2: "c"}
         np.testing.assert_array_equal(found(IDS).logits, expected(IDS).logits)
+    assert caplog.text == ""
 
 
 def test_bert_without_a_head_is_an_encoder(tmp_path: Path) -> None:
@@ -160,11 +165,15 @@ def test_an_own_output_matrix_is_used(tmp_path: Path) -> None:
     assert not np.array_equal(logits(path)[0], logits(tmp_path / "a")[0])
 
 
-def test_a_folder_with_one_file_and_the_keyword_gguf_file(tmp_path: Path) -> None:
+def test_a_folder_with_one_file_and_the_keyword_gguf_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = logits(write_gguf(tmp_path / "m.gguf", gpt2_metadata(), gpt2_stored()))
     assert_same(logits(tmp_path), expected)
     assert_same(logits(tmp_path, gguf_file="m.gguf"), expected)
     assert_same(logits(tmp_path.parent, subfolder=tmp_path.name, gguf_file="m.gguf"), expected)
+    assert caplog.text == ""
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 1}')
+    assert_same(logits(tmp_path), expected)
+    assert "not read, because the GGUF file has its own settings: generation_config.json" in caplog.text
     write_gguf(tmp_path / "n.gguf", gpt2_metadata(), gpt2_stored(seed=1))
     with pytest.raises(fa.InputError, match=r"gguf_file: expected one of 'm\.gguf', 'n\.gguf', got None"):
         logits(tmp_path)

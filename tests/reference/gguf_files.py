@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import fastattn
+from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.gguf.blocks import BLOCK_TYPES
 from tests.reference.checkpoints import BERT, GPT2, bert_tensors, gpt2_tensors
 
@@ -176,3 +180,38 @@ def bert_metadata(config: Mapping[str, Any] = BERT) -> dict[str, Any]:
 def bert_stored(config: Mapping[str, Any] = BERT, seed: int = 0) -> dict[str, Stored]:
     """Return the tensors of `bert_tensors`."""
     return {renamed(name, BERT_NAMES): plain(array) for name, array in bert_tensors(config, seed).items()}
+
+
+def q8_0(array: NDArray[Any]) -> Stored:
+    """Round rows of multiples of 32 numbers to Q8_0."""
+    blocks = np.ascontiguousarray(array, np.float32).reshape(-1, 32)
+    scales = (np.abs(blocks).max(1, keepdims=True) / 127).astype(np.float16)
+    values = np.rint(blocks / np.maximum(scales.astype(np.float32), 1e-8)).clip(-127, 127).astype(np.int8)
+    data = np.concatenate([scales.view(np.uint8), values.view(np.uint8)], axis=1)
+    return Stored(data.tobytes(), array.shape, TYPES["Q8_0"])
+
+
+def write_demo(path: Path) -> Path:
+    """Write the demo language model with its tokenizer; all matrices but the positions are Q8_0."""
+    folder = Path(fastattn.__file__).parent / "demo/gpt2-litbank"
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokens = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    added = {token["content"] for token in tokenizer["added_tokens"]}
+    metadata = {
+        **gpt2_metadata({**config, "n_inner": 4 * config["n_embd"]}),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([3 if token in added else 1 for token in tokens], np.int32),
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in tokenizer["model"]["merges"]],
+    }
+    tensors = {}
+    with open_checkpoint(folder) as checkpoint:
+        for name in checkpoint.tensors:
+            there, array = renamed(name.removeprefix("transformer."), GPT2_NAMES), checkpoint.read(name)
+            if there.startswith("blk.") and array.ndim == 2:
+                array = np.ascontiguousarray(array.T)
+            tensors[there] = q8_0(array) if array.ndim == 2 and there != "position_embd.weight" else plain(array)
+    path.write_bytes(gguf_bytes(metadata, tensors))
+    return path

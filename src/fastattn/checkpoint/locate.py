@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastattn.checkpoint.file_names import INDEX_NAME, SINGLE_NAME
+from fastattn.checkpoint.file_names import CONFIG_NAME, GENERATION_NAME, INDEX_NAME, SINGLE_NAME, TOKENIZER_FILES
 from fastattn.checkpoint.gguf.checkpoint import SUFFIX, is_gguf
 from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
 from fastattn.checks import quote
 from fastattn.errors import InputError, ModelNotFoundError
 
 _MAX_SHOWN = 5
+_log = logging.getLogger("fastattn")
 
 
 def find_model(
@@ -57,10 +59,20 @@ def find_model(
         raise ModelNotFoundError(f"{folder / subfolder}: expected the subfolder of a model, found none")
     folder = folder / subfolder if subfolder else folder
     if gguf_file is None:
-        return _only_gguf(folder) or folder
+        only = _only_gguf(folder)
+        if only is not None:
+            _warn_of_others(only)
+        return only or folder
     if not is_gguf(folder / gguf_file):
         raise ModelNotFoundError(f"{folder / gguf_file}: expected a GGUF file, found none")
     return folder / gguf_file
+
+
+def _warn_of_others(path: Path) -> None:
+    """Log which settings next to a GGUF file are not read, because the file has its own."""
+    names = [name for name in (CONFIG_NAME, GENERATION_NAME, *TOKENIZER_FILES) if (path.parent / name).exists()]
+    if names:
+        _log.warning("%s: not read, because the GGUF file has its own settings: %s", path, ", ".join(names))
 
 
 def _only_gguf(folder: Path) -> Path | None:

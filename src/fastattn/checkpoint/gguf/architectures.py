@@ -18,13 +18,14 @@ from fastattn.errors import ConfigError
 
 def _gpt2(gguf: GgufFile, keys: Keys) -> Config:
     sizes = read_sizes(gguf, keys)
+    inner = sizes.pop("intermediate_size")
     keys.must_be("attention.causal", True)
     keys.must_be("attention.head_count_kv", sizes["num_attention_heads"])
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         **sizes,
-        "n_inner": sizes.pop("intermediate_size"),
+        "n_inner": inner,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon"),
         "tie_word_embeddings": OUTPUT not in gguf.tensors,
