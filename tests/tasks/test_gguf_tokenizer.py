@@ -108,19 +108,25 @@ def write_wordpiece(path: Path, words: Sequence[str], **keys: Any) -> Path:
     """Write a WordPiece vocabulary as llama.cpp's converter does."""
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
     tokens = [word if word in special else word[2:] if word.startswith("##") else f"\u2581{word}" for word in words]
-    ids = {"bos": "[CLS]", "eos": "[SEP]", "unknown": "[UNK]", "seperator": "[SEP]", "padding": "[PAD]"}
-    roles = {f"{name}_token_id": words.index(token) for name, token in {**ids, "mask": "[MASK]"}.items()}
+    roles = {
+        "bos_token_id": words.index("[CLS]"),
+        "eos_token_id": words.index("[SEP]"),
+        "unknown_token_id": words.index("[UNK]"),
+        "seperator_token_id": words.index("[SEP]"),
+        "padding_token_id": words.index("[PAD]"),
+        "mask_token_id": words.index("[MASK]"),
+    }
     kinds = [CONTROL if word in special else NORMAL for word in words]
     return write(path, tokens, kinds, "bert", **{**roles, **keys})
 
 
 def test_bert_with_capital_letters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "##s"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "cat", "##s"]
     path = write_wordpiece(tmp_path / "m.gguf", words)
-    assert load_tokenizer(path).encode("The thes") == [2, 5, 6, 7, 3]
+    assert load_tokenizer(path).encode("The cats") == [2, 5, 7, 8, 3]
     assert "the vocabulary has capital letters, so text is not changed to lowercase" in caplog.text
     lowered = fa.AutoTokenizer.from_pretrained(path, do_lower_case=True)
-    assert lowered.encode("The thes") == [2, 6, 6, 7, 3]
+    assert lowered.encode("The cats") == [2, 6, 7, 8, 3]
 
 
 @pytest.mark.torch
