@@ -193,6 +193,8 @@ def test_wrong_places(tmp_path: Path) -> None:
         logits(tmp_path, gguf_file="../m.gguf")
     with pytest.raises(fa.ModelNotFoundError, match="expected the folder of a model, got a file"):
         logits(path.rename(tmp_path / "m.bin"))
+    with pytest.raises(fa.ModelNotFoundError, match="got a file; load GGUF files with AutoModel"):
+        fa.SentenceTransformer((tmp_path / "m.bin").rename(path))
 
 
 def test_pickles_and_copies(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.checkpoint.hub import HubError, resolve
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.gguf_files import gguf_bytes, gpt2_metadata, gpt2_stored
 from tests.reference.hang import HANG_SECONDS
 from tests.reference.package import SOURCES
 from tests.tasks.tokenizers import write_gpt2 as write_tokenizer
@@ -124,6 +125,26 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.shutdown()
     thread.join(5)
     server.server_close()
+
+
+def test_of_a_hub_id_only_the_gguf_file_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes(gpt2_metadata(), gpt2_stored()))
+    hub.files |= {"b/m.gguf": (tmp_path / "m.gguf").read_bytes(), "n.gguf": b"x"}
+    options: dict[str, Any] = {"gguf_file": "b/m.gguf", "cache_dir": tmp_path / "cache"}
+    with (
+        AutoModelForCausalLM.from_pretrained("tiny/gpt2", device="numpy", **options) as fetched,
+        AutoModelForCausalLM.from_pretrained(tmp_path / "m.gguf", device="numpy") as local,
+    ):
+        assert np.array_equal(np.asarray(fetched([1, 2]).logits), np.asarray(local([1, 2]).logits))
+    assert {asked.partition("/resolve/")[2].partition("/")[2] for asked in hub.asked if "/resolve/" in asked} == {
+        "b/m.gguf"
+    }
+    with pytest.raises(ModelNotFoundError, match=r"o\.gguf: expected a GGUF file, found none"):
+        AutoModelForCausalLM.from_pretrained("tiny/gpt2", gguf_file="o.gguf", cache_dir=tmp_path / "cache")
+    for name in ("config.json", "model.safetensors", "vocab.json"):
+        del hub.files[name]
+    with pytest.raises(ConfigError, match=r"expected a config\.json next to the weights, found none; pass gguf_file"):
+        AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=tmp_path / "other")
 
 
 def test_a_hub_id_is_fetched_once_and_runs(hub: Hub, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def _dtypes(model: OpenModel, options: Options) -> tuple[str, str | None]:
 
 def fingerprint(path: Path) -> str:
     """Return a key for the files of a checkpoint, so conversions of other files are not reused."""
-    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), path / "config.json"])
     found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
 

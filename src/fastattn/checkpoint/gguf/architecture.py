@@ -36,7 +36,8 @@ class Architecture:
     names: GGUF's names of tensors, without ".weight" or ".bias", to Hugging Face's; layer: those after "blk.N.".
     prefix: the name of layer N there, with {} for N. read: returns config.json. transposed: the names in `layer` of
     matrices that Hugging Face stores as [in_features, out_features]. rotated: the names whose rows llama.cpp reorders,
-    to the key of config.json with their number of heads. computed: the tensors that `read` uses up.
+    to the key of config.json with their number of heads. computed: the tensors that `read` uses up. layers: the key of
+    config.json with the number of layers.
     """
 
     names: Mapping[str, str]
@@ -46,6 +47,7 @@ class Architecture:
     transposed: tuple[str, ...] = ()
     rotated: Mapping[str, str] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
+    layers: str = "num_hidden_layers"
 
     def place(self, name: str, config: Mapping[str, Any]) -> Place | None:
         """Return where a tensor belongs; None for an unknown name."""
@@ -57,7 +59,7 @@ class Architecture:
             there = self.names.get(base)
             return None if there is None else Place(f"{there}.{kind}")
         number, part = int(found[1]), found[2]
-        if part not in self.layer or number >= config["num_hidden_layers"]:
+        if part not in self.layer or number >= config[self.layers]:
             return None
         return Place(
             f"{self.prefix.format(number)}.{self.layer[part]}.{kind}",

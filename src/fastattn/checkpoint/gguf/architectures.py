@@ -15,17 +15,23 @@ from fastattn.checkpoint.gguf.reader import GgufFile
 from fastattn.checks import quote
 from fastattn.errors import ConfigError
 
+_GPT2_SIZES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "intermediate_size": "n_inner",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
 
 def _gpt2(gguf: GgufFile, keys: Keys) -> Config:
-    sizes = read_sizes(gguf, keys)
-    inner = sizes.pop("intermediate_size")
+    sizes = {_GPT2_SIZES.get(name, name): value for name, value in read_sizes(gguf, keys).items()}
     keys.must_be("attention.causal", True)
-    keys.must_be("attention.head_count_kv", sizes["num_attention_heads"])
+    keys.must_be("attention.head_count_kv", sizes["n_head"])
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         **sizes,
-        "n_inner": inner,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon"),
         "tie_word_embeddings": OUTPUT not in gguf.tensors,
@@ -65,6 +71,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "ffn_down": "mlp.c_proj",
         },
         prefix="h.{}",
+        layers="n_layer",
         read=_gpt2,
         transposed=("attn_qkv", "attn_output", "ffn_up", "ffn_down"),
     ),
