@@ -143,7 +143,7 @@ def test_of_a_hub_id_only_the_gguf_file_is_fetched(hub: Hub, tmp_path: Path) -> 
         AutoModelForCausalLM.from_pretrained("tiny/gpt2", gguf_file="o.gguf", cache_dir=tmp_path / "cache")
     for name in ("config.json", "model.safetensors", "vocab.json"):
         del hub.files[name]
-    with pytest.raises(ConfigError, match=r"expected a config\.json next to the weights, found none; pass gguf_file"):
+    with pytest.raises(ModelNotFoundError, match=r"model\.safetensors; pass gguf_file for a GGUF file"):
         AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=tmp_path / "other")
 
 

@@ -136,7 +136,9 @@ def open_checkpoint(
     directory = Path(path)
     from_gguf = is_gguf(directory)
     if not from_gguf and not directory.is_dir():
-        raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
+        raise ModelNotFoundError(
+            f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}; pass gguf_file for a GGUF file"
+        )
     files = FileSet()
     try:
         checkpoint = (_open_gguf if from_gguf else _open_folder)(directory, files, check_config)
@@ -202,10 +204,7 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
     """
     config = _read_object(directory / CONFIG_NAME, files)
     if config is None:
-        raise ConfigError(
-            f"{directory / CONFIG_NAME}: expected a config.json next to the weights, found none; pass gguf_file for a "
-            "GGUF file"
-        )
+        raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json next to the weights, found none")
     generation = read_generation_config(directory, files=files)
     ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
     pad = {"generation_pad_token_id": generation.get("pad_token_id")} if generation else {}

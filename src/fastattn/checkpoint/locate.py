@@ -77,7 +77,7 @@ def _warn_of_others(path: Path) -> None:
 
 def _only_gguf(folder: Path) -> Path | None:
     """Return the GGUF file of a folder without safetensors; None if there is none. Raises InputError for several."""
-    if (folder / SINGLE_NAME).exists() or (folder / INDEX_NAME).exists():
+    if not folder.is_dir() or (folder / SINGLE_NAME).exists() or (folder / INDEX_NAME).exists():
         return None
     found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIX) and is_gguf(path))
     if len(found) > 1:
