@@ -236,6 +236,17 @@ def test_reports(tmp_path: Path) -> None:
     assert [entry.name for entry in found.files if entry.used] == ["m.gguf"]
 
 
+def test_a_fitted_classifier_needs_the_original(tmp_path: Path) -> None:
+    from fastattn.api.save_classifier import open_original
+
+    path = write_gguf(tmp_path / "m.gguf", bert_metadata(), bert_stored())
+    with (
+        fa.AutoModel.from_pretrained(path) as encoder,
+        pytest.raises(fa.ConfigError, match=r"expected a folder of safetensors, got a GGUF file"),
+    ):
+        open_original(encoder)
+
+
 def test_keys_and_tensors_that_may_change_results_are_refused(tmp_path: Path) -> None:
     def error(metadata: dict[str, Any], tensors: dict[str, Stored] | None = None) -> str:
         path = write_gguf(tmp_path / "m.gguf", metadata, gpt2_stored() if tensors is None else tensors)

@@ -316,6 +316,10 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     assert not has_tokenizer(path)
     with pytest.raises(fa.ConfigError, match=r"tokenizer\.ggml\.model: expected one of gpt2, llama, bert, got 'no_v"):
         load_tokenizer(path)
+    path.write_bytes(gguf_bytes({**gpt2_metadata(), "tokenizer.ggml.model": np.zeros(3, np.int32)}, {}))
+    assert has_tokenizer(path)
+    with pytest.raises(fa.ConfigError, match=r"tokenizer\.ggml\.model: expected a text, got "):
+        load_tokenizer(path)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def has_gguf_tokenizer(path: Path) -> bool:
     """Return whether a GGUF file has a tokenizer, even if it is one that cannot be read. Raises ModelFormatError."""
     file = SourceFile(path)
     try:
-        return read_gguf(file).metadata.get(f"{_PREFIX}model", "none") not in ("none", "no_vocab")
+        model = read_gguf(file).metadata.get(f"{_PREFIX}model")
+        return model is not None and not (isinstance(model, str) and model in ("none", "no_vocab"))
     finally:
         file.close()
 
@@ -143,7 +144,10 @@ def _files_of(gguf: GgufFile) -> dict[str, str]:
     context = gguf.metadata.get(f"{gguf.metadata.get('general.architecture')}.context_length")
     if type(context) is int and context > 0:
         config["model_max_length"] = context
-    files = {"tokenizer.json": json.dumps(content), "tokenizer_config.json": json.dumps(config)}
+    files = {
+        "tokenizer.json": json.dumps(content, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(config, ensure_ascii=False),
+    }
     template = Keys(gguf, "tokenizer.").text("chat_template", "")
     return {**files, "chat_template.jinja": template} if template else files
 
