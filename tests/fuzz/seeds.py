@@ -13,6 +13,7 @@ import numpy as np
 
 import fastattn as fa
 from tests.fuzz.mutate import Files
+from tests.models import test_gguf_decoders as decoders
 from tests.reference import gguf_files
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write_bert, write_distilbert, write_gpt2
 from tests.tasks import tokenizers
@@ -141,6 +142,14 @@ def write_gguf(folder: Path) -> None:
     (folder / "model.gguf").write_bytes(gguf_files.gguf_bytes(metadata, tensors))
 
 
+def write_llama_model(folder: Path) -> None:
+    """Write a Llama without scaled positions."""
+    config = {**decoders.SIZES, "model_type": "llama"}
+    more = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    tensors = decoders.stored_of(config, decoders.tensors_of(config))
+    (folder / "model.gguf").write_bytes(gguf_files.gguf_bytes({**decoders.metadata_of(config), **more}, tensors))
+
+
 def write_gguf_llama(folder: Path) -> None:
     """Write a BPE over characters with scores."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581abcdefghi", "ab", "\u2581a"]
@@ -178,6 +187,7 @@ SEEDS = {
     "tokenizer-gpt2-json": Seed(write_tokenizer_json("gpt2"), tokenize),
     "tokenizer-unigram": Seed(write_unigram, tokenize),
     "gguf": Seed(write_gguf, generate),
+    "gguf-llama": Seed(write_llama_model, generate),
     "gguf-tokenizer": Seed(write_gguf, tokenize),
     "gguf-tokenizer-llama": Seed(write_gguf_llama, tokenize),
 }

@@ -203,6 +203,22 @@ def test_the_factors_of_llama_3(tmp_path: Path, factor: float) -> None:
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("factors", [[0.0] * 3, [math.nan] * 3, [math.inf] * 3, [1.0] * 2, [-1.0] * 3, [1e30] * 3])
+def test_factors_that_make_no_sense(tmp_path: Path, factors: list[float]) -> None:
+    more = {"rope_freqs.weight": plain(np.array(factors, np.float32))}
+    path, _ = write_both(tmp_path, {**SIZES, "model_type": "llama"}, more=more)
+    with pytest.raises(fa.ConfigError, match=r"factors in rope_freqs\.weight as in Llama 3"):
+        open_checkpoint(path)
+    path, _ = write_both(tmp_path, {**SIZES, "model_type": "llama"}, {"llama.rope.freq_base": -3.0}, more)
+    with pytest.raises(fa.ConfigError, match=r"rope\.freq_base: expected a number above 0, got -3"):
+        open_checkpoint(path)
+    huge = {f"llama.{key}": 2**31 - 2 for key in ("attention.key_length", "attention.value_length")}
+    huge["llama.rope.dimension_count"] = 2**31 - 2
+    path, _ = write_both(tmp_path, {**SIZES, "model_type": "llama"}, huge, more)
+    with pytest.raises(fa.ConfigError, match=r"factors in rope_freqs\.weight as in Llama 3"):
+        open_checkpoint(path)
+
+
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_rows_of_heads_are_put_in_order(tmp_path: Path, kind: str, rng: np.random.Generator) -> None:
     config = {**SIZES, "model_type": "llama", "hidden_size": 256, "head_dim": 64, "num_hidden_layers": 1}

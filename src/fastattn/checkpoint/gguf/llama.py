@@ -15,6 +15,7 @@ from fastattn.checkpoint.gguf.tensors import read_values
 _FACTORS = "rope_freqs.weight"
 # The settings of every Llama 3.1, 3.2 and 3.3; only the factor differs.
 _LOW, _HIGH, _ORIGINAL = 1.0, 4.0, 8192
+_MOST = 1e6  # of the factor
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -87,10 +88,14 @@ def _read_scaling(gguf: GgufFile, keys: Keys, head_dim: int) -> Config | None:
 
 def _llama3(gguf: GgufFile, keys: Keys, head_dim: int) -> Config:
     """Return the settings from which llama.cpp computed the factors of the frequencies."""
+    theta = keys.number("rope.freq_base", 10000.0)
+    if not theta > 0:
+        keys.fail("rope.freq_base", "a number above 0")
     found = read_values(gguf, gguf.tensors[_FACTORS])
-    theta, factor = keys.number("rope.freq_base", 10000.0), round(float(found.max()), 3)
-    expected = [_factor(theta ** (2 * i / head_dim), factor) for i in range(head_dim // 2)]
-    if found.shape != (len(expected),) or not np.allclose(found, expected, rtol=1e-4, atol=0):
+    factor = round(float(found.max()), 3)
+    known = len(found) == head_dim // 2 and 1 <= factor < _MOST
+    expected = [_factor(theta ** (2 * i / head_dim), factor) for i in range(len(found) if known else 0)]
+    if not known or not np.allclose(found, expected, rtol=1e-4, atol=0):
         keys.fail("rope.scaling.type", f"factors in {_FACTORS} as in Llama 3 (original context {_ORIGINAL})")
     return {
         "rope_type": "llama3",
