@@ -68,7 +68,7 @@ def test_fault_32_config_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["none", "pytorch_model.bin", "model.safetensors"])
 def test_fault_32_another_architecture_is_named_first(tmp_path: Path, weights: str) -> None:
     """Whatever files are next to config.json: safetensors would not help."""
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config = {"model_type": "rwkv", "architectures": ["RwkvForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     if weights != "none":
         (tmp_path / weights).write_bytes(b"")
@@ -79,7 +79,7 @@ def test_fault_32_another_architecture_is_named_first(tmp_path: Path, weights: s
         lambda: fastattn.compare_dtypes(tmp_path),
         lambda: open_model(tmp_path),
     ):
-        with pytest.raises(ConfigError, match=r"architectures \['LlamaForCausalLM'\] of model_type 'llama'"):
+        with pytest.raises(ConfigError, match=r"architectures \['RwkvForCausalLM'\] of model_type 'rwkv'"):
             call()
 
 
@@ -146,12 +146,12 @@ def test_fault_32_generation_options_that_are_not_applied(
 @pytest.mark.parametrize(
     "names",
     [
-        {"architectures": ["LlamaForCausalLM"], "model_type": None},
+        {"architectures": ["RwkvForCausalLM"], "model_type": None},
         {"architectures": ["GPT2LMHeadModel", "Other"], "model_type": None},
         {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt3"},
         {"architectures": "GPT2LMHeadModel"},
         {"architectures": [7]},
-        {"architectures": None, "model_type": "llama"},
+        {"architectures": None, "model_type": "rwkv"},
         {"architectures": [], "model_type": 7},
         {"architectures": None, "model_type": None},
         {"architectures": ["x" * 200_000], "model_type": "y" * 200_000},

@@ -1,4 +1,4 @@
-"""Changes valid files in random ways: as JSON, as safetensors, as lines and as bytes."""
+"""Changes valid files in random ways: as JSON, as safetensors, as GGUF, as lines and as bytes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import json
 import math
 import random
 import struct
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from fastattn.checkpoint.gguf.blocks import BLOCK_TYPES, OTHER_TYPES
+from fastattn.checkpoint.gguf.reader import read_gguf
+from fastattn.errors import ModelFormatError
+from fastattn.files import SourceFile
+from tests.reference.gguf_files import TYPES, Raw, Stored, gguf_bytes
 
 Files = dict[str, bytes]
 
@@ -222,10 +231,102 @@ def _change_tensor(tensors: dict[str, list[Any]], rng: random.Random) -> None:
         tensors[name] = [dtype, [math.prod(shape)], raw]
 
 
+def change_gguf(data: bytes, rng: random.Random) -> bytes:
+    """Change metadata or tensors and write the file again, or change bytes, mostly of the header."""
+    parts = split_gguf(data) if rng.random() < 0.7 else None
+    if parts is None:
+        return change_bytes(data, rng) if rng.random() < 0.3 else _change_numbers(data, rng)
+    metadata, tensors = parts
+    if not metadata:
+        return change_bytes(data, rng)
+    (_change_metadata if rng.random() < 0.6 or not tensors else _change_stored)(metadata, tensors, rng)
+    options = {"version": rng.choice([2, 3, 3, 3, 3, 3, 0, 2**31])}
+    if rng.random() < 0.03:
+        options[rng.choice(["n_keys", "n_tensors"])] = rng.choice([0, 1, 2**32, 2**64 - 1])
+    try:
+        return gguf_bytes(metadata, tensors, **options)
+    except (struct.error, KeyError, OverflowError):  # a value that the format does not have
+        return change_bytes(data, rng)
+
+
+def split_gguf(data: bytes) -> tuple[dict[str, Any], dict[str, Stored]] | None:
+    """Return the metadata and the tensors of a file, None if it is broken already."""
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as scratch:
+        scratch.write(data)
+        scratch.flush()
+        file = SourceFile(Path(scratch.name))
+        try:
+            found = read_gguf(file)
+        except ModelFormatError:
+            return None
+        finally:
+            file.close()
+    tensors = {
+        name: Stored(data[tensor.offset : tensor.offset + tensor.nbytes], tensor.shape, TYPES[tensor.kind.name])
+        for name, tensor in found.tensors.items()
+    }
+    return dict(found.metadata), tensors
+
+
+def _change_numbers(data: bytes, rng: random.Random) -> bytes:
+    """Replace a few little-endian integers, mostly in the first kilobytes."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        at = rng.randrange(max(1, len(data) if rng.random() < 0.2 else min(len(data), 4000)))
+        size = rng.choice([1, 2, 4, 8])
+        number = rng.choice([0, 1, 2, 4, 8, 9, 32, 255, 2**16, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+        changed[at : at + size] = (number % 256**size).to_bytes(size, "little")
+    return bytes(changed[: len(data)])
+
+
+def _change_metadata(metadata: dict[str, Any], _: dict[str, Stored], rng: random.Random) -> None:
+    key = rng.choice(list(metadata))
+    value, what = metadata[key], rng.randrange(7)
+    if what == 0:
+        del metadata[key]
+    elif what == 1:
+        metadata[rng.choice([*WORDS, *metadata]).encode("utf-8", "replace").decode()] = metadata.pop(key)
+    elif what == 2:
+        metadata[key] = metadata[rng.choice(list(metadata))]
+    elif what == 3 and isinstance(value, list) and value:
+        metadata[key] = [*value[: rng.randrange(len(value))], rng.choice(["", "a", "a b c", "x" * 2000, value[0]])]
+    elif what == 4 and hasattr(value, "dtype") and len(value):
+        changed = value.copy()
+        changed[rng.randrange(len(value))] = rng.choice([0, 1, 2, 3, 4, 6, 7, 100])
+        metadata[key] = changed if rng.random() < 0.8 else changed[: rng.randrange(len(value))]
+    elif what == 5:
+        metadata[key] = Raw(rng.choice([0, 1, 5, 6, 7, 8, 9, 10, 12, 13]), rng.randbytes(rng.choice([1, 4, 8, 12])))
+    else:
+        numbers = [0, 1, 2, 3, 255, 265, 2**31 - 1, 2**31, 2**32 - 1]
+        metadata[key] = rng.choice([*numbers, *WORDS[3:], True, False, 0.5, math.nan, math.inf, []])
+
+
+def _change_stored(_: dict[str, Any], tensors: dict[str, Stored], rng: random.Random) -> None:
+    name = rng.choice(list(tensors))
+    tensor, what = tensors[name], rng.randrange(7)
+    if what == 0:
+        del tensors[name]
+    elif what == 1:
+        tensors[rng.choice(["output.weight", "rope_freqs.weight", "blk.9.attn_q.weight", "", f"{name}2"])] = tensor
+    elif what == 2:
+        other = rng.choice(list(tensors))
+        tensors[name], tensors[other] = tensors[other], tensor
+    elif what == 3:
+        tensors[name] = replace(tensor, shape=tuple(rng.sample(tensor.shape, len(tensor.shape))))
+    elif what == 4:
+        tensors[name] = replace(tensor, kind=rng.choice([*BLOCK_TYPES, *OTHER_TYPES, 4, 2**32 - 1]))
+    elif what == 5:
+        tensors[name] = replace(tensor, offset=rng.choice([0, 32, 64, 31, 2**32, 2**64 - 32]))
+    elif tensor.data:
+        at = rng.randrange(len(tensor.data))
+        tensors[name] = replace(tensor, data=tensor.data[:at] + rng.randbytes(2) + tensor.data[at + 2 :])
+
+
 CHANGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ".json": change_json_file,
     ".txt": change_lines,
     ".safetensors": change_safetensors,
+    ".gguf": change_gguf,
 }
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 import fastattn as fa
 from tests.fuzz.mutate import Files
+from tests.models import test_gguf_decoders as decoders
+from tests.reference import gguf_files
 from tests.reference.checkpoints import GPT2, gpt2_tensors, safetensors, write_bert, write_distilbert, write_gpt2
 from tests.tasks import tokenizers
 from tests.tasks.sentence_folders import MEAN, NORMALIZE, POOLING, dense, write_model
@@ -118,6 +120,54 @@ def write_unigram(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
 
 
+def write_gguf(folder: Path) -> None:
+    """Write a GPT-2 with blocks of several types and a byte-level BPE."""
+    rng, config = np.random.default_rng(0), {**GPT2, "n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 266}
+    tensors = gguf_files.gpt2_stored({**config, "bos_token_id": 265})
+    for kind, name in (("Q4_0", "ffn_up"), ("Q8_0", "ffn_down"), ("Q5_1", "attn_qkv")):
+        shape = tensors[f"blk.0.{name}.weight"].shape
+        tensors[f"blk.0.{name}.weight"] = gguf_files.random_tensor(rng, kind, (shape[0], shape[1]))
+    metadata = {
+        **gguf_files.gpt2_metadata({**config, "bos_token_id": 265, "eos_token_id": 265}),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [
+            *(tokenizers.LETTERS[byte] for byte in range(256)),
+            *(merge.replace(" ", "") for merge in tokenizers.MERGES),
+            "<|endoftext|>",
+        ],
+        "tokenizer.ggml.token_type": np.array([1] * 265 + [3], np.int32),
+        "tokenizer.ggml.merges": tokenizers.MERGES,
+    }
+    (folder / "model.gguf").write_bytes(gguf_files.gguf_bytes(metadata, tensors))
+
+
+def write_llama_model(folder: Path) -> None:
+    """Write a Llama without scaled positions."""
+    config = {**decoders.SIZES, "model_type": "llama"}
+    more = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    tensors = decoders.stored_of(config, decoders.tensors_of(config))
+    (folder / "model.gguf").write_bytes(gguf_files.gguf_bytes({**decoders.metadata_of(config), **more}, tensors))
+
+
+def write_gguf_llama(folder: Path) -> None:
+    """Write a BPE over characters with scores."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581abcdefghi", "ab", "\u2581a"]
+    kinds = np.array([2, 3, 3, *[6] * 256, *[1] * (len(pieces) - 259)], np.int32)
+    metadata = {
+        **{key: value for key, value in gguf_files.gpt2_metadata().items() if "tokenizer" not in key},
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": -np.arange(len(pieces), dtype=np.float32),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.chat_template": "{{ messages[0].content }}",
+    }
+    (folder / "model.gguf").write_bytes(gguf_files.gguf_bytes(metadata, {}))
+
+
 SEEDS = {
     "gpt2": Seed(write_gpt2, generate),
     "gpt2-sharded": Seed(write_sharded, generate),
@@ -136,6 +186,10 @@ SEEDS = {
     "tokenizer-bert-json": Seed(write_tokenizer_json("bert"), tokenize),
     "tokenizer-gpt2-json": Seed(write_tokenizer_json("gpt2"), tokenize),
     "tokenizer-unigram": Seed(write_unigram, tokenize),
+    "gguf": Seed(write_gguf, generate),
+    "gguf-llama": Seed(write_llama_model, generate),
+    "gguf-tokenizer": Seed(write_gguf, tokenize),
+    "gguf-tokenizer-llama": Seed(write_gguf_llama, tokenize),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastattn.api.auto import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from tests.models.decoder_cases import DECODER_CASES
 from tests.reference.bounds import assert_close
 
 pytest.importorskip("torch")
@@ -192,13 +193,14 @@ CASES = [
     Case("bert-of-masked-lm", "BertForMaskedLM", BERT),
     Case("roberta-of-masked-lm", "RobertaForMaskedLM", BERT),
     Case("distilbert-of-masked-lm", "DistilBertForMaskedLM", DISTIL),
+    *(Case(*case) for case in DECODER_CASES),
 ]
 
 
 def auto_class(model_class: str) -> Any:
     if model_class.endswith("ForSequenceClassification"):
         return AutoModelForSequenceClassification
-    return AutoModelForCausalLM if model_class == "GPT2LMHeadModel" else AutoModel
+    return AutoModelForCausalLM if model_class.endswith(("LMHeadModel", "ForCausalLM")) else AutoModel
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -31,6 +31,9 @@ N_GREEDY = 64
 # One head of every other family, in the default config but for two layers and a small vocabulary, which keep time and
 # memory small. The widths are those of the base models.
 MODERN_IDS = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
+# SmolLM2-360M and Qwen3-0.6B.
+LLAMA = {"hidden_size": 960, "num_attention_heads": 15, "num_key_value_heads": 5, "intermediate_size": 2560}
+QWEN3 = {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 3072}
 HEADS = [
     ("CamembertForTokenClassification", {}),
     ("ElectraForPreTraining", {}),
@@ -40,6 +43,8 @@ HEADS = [
     ("NomicBertForMaskedLM", {}),
     ("GteForTokenClassification", {}),
     ("GPT2ForTokenClassification", {}),
+    ("LlamaForTokenClassification", LLAMA),
+    ("Qwen3ForTokenClassification", QWEN3),
 ]
 ENCODERS = [
     ("BertForSequenceClassification", AutoModelForSequenceClassification),

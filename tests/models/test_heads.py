@@ -12,6 +12,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError
+from tests.models.decoder_cases import DECODERS
 from tests.models.test_families import ALBERT, BERT, DISTIL, ELECTRA, GPT2, MODERN
 from tests.reference.bounds import assert_close
 
@@ -33,13 +34,12 @@ FAMILIES = {
     "MPNet": BERT,
     "ModernBert": MODERN,
 }
-OTHERS = {"NomicBert": BERT, "Gte": BERT, "GPT2": GPT2}
+OTHERS = {"NomicBert": BERT, "Gte": BERT, "GPT2": GPT2, **DECODERS}
 HEADS = ("MaskedLM", "TokenClassification", "QuestionAnswering")
 PLAIN = (
     *(f"{family}For{head}" for family in FAMILIES for head in HEADS),
     *(f"{family}For{head}" for family in ("NomicBert", "Gte") for head in HEADS[:2]),
-    "GPT2ForTokenClassification",
-    "GPT2ForQuestionAnswering",
+    *(f"{family}For{head}" for family in ("GPT2", *DECODERS) for head in HEADS[1:]),
     "BertForNextSentencePrediction",
     "BertForPreTraining",
     "AlbertForPreTraining",

@@ -28,6 +28,7 @@ from fastattn.api.auto_tokenizer import AutoTokenizer
 from fastattn.checkpoint.hub import HubError, resolve
 from fastattn.errors import ConfigError, DTypeError, FastattnError, InputError, ModelNotFoundError
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.gguf_files import gguf_bytes, gpt2_metadata, gpt2_stored
 from tests.reference.hang import HANG_SECONDS
 from tests.reference.package import SOURCES
 from tests.tasks.tokenizers import write_gpt2 as write_tokenizer
@@ -124,6 +125,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.shutdown()
     thread.join(5)
     server.server_close()
+
+
+def test_of_a_hub_id_only_the_gguf_file_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"b/m.gguf": gguf_bytes(gpt2_metadata(), gpt2_stored()), "n.gguf": b"x"}
+    AutoModelForCausalLM.from_pretrained("tiny/gpt2", gguf_file="b/m.gguf", cache_dir=tmp_path / "cache").close()
+    assert {asked.rpartition("/")[2] for asked in hub.asked if "/resolve/" in asked} == {"m.gguf"}
+    with pytest.raises(ModelNotFoundError, match=r"o\.gguf: expected a GGUF file, found none"):
+        AutoModelForCausalLM.from_pretrained("tiny/gpt2", gguf_file="o.gguf", cache_dir=tmp_path / "cache")
+    with pytest.raises(ModelNotFoundError, match=r"model\.safetensors; pass gguf_file for a GGUF file"):
+        AutoModelForCausalLM.from_pretrained("tiny/gpt2", cache_dir=tmp_path / "other")
 
 
 def test_a_hub_id_is_fetched_once_and_runs(hub: Hub, tmp_path: Path) -> None:

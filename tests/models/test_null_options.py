@@ -9,6 +9,7 @@ import pytest
 from fastattn.errors import ConfigError
 from fastattn.models.registry import FAMILIES
 from fastattn.settings import recorded_settings
+from tests.models import decoder_cases
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -35,12 +36,20 @@ BASES: dict[str, dict[str, Any]] = {
     "deberta-v2": {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8,
                    "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
                    "type_vocab_size": 0},
+    **decoder_cases.BASES,
 }  # fmt: skip
 # Null is accepted although transformers 5 fails: it switches nothing on, and version 4 read it as false. Version 4 of
 # ModernBERT used the global theta. The model type is found before any option is read.
 ACCEPTED = {"is_decoder", "add_cross_attention", "local_rope_theta", "model_type"}
 # Null is refused although it changes no vector: it would change a masked language model or a classifier.
 REFUSED = {("nomic_bert", "tie_word_embeddings"), ("deberta-v2", "pooler_hidden_size")}
+# Without these keys, the default of transformers does not fit the other sizes.
+OUT_OF_RANGE = {
+    ("modernbert", "pad_token_id"),
+    ("qwen2", "num_key_value_heads"),
+    ("qwen3", "num_key_value_heads"),
+    ("smollm3", "pad_token_id"),
+}
 
 
 def run(family: str, options: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, ...]]]:
@@ -81,7 +90,7 @@ def test_null_is_refused_or_the_default_as_in_transformers(family: str) -> None:
             assert refuses(family, base, key), key
             continue
         assert not refuses(family, base, key), key
-        if (family, key) != ("modernbert", "pad_token_id"):  # without the key, transformers' own id is out of range
+        if (family, key) not in OUT_OF_RANGE:
             expected, of_default = run(family, {name: value for name, value in base.items() if name != key})
             assert shapes == of_default, key
             assert torch.equal(output, expected), key

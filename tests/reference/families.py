@@ -37,6 +37,9 @@ _OLDER = {"n_embd": 96, "n_head": 3, "n_layer": 2, "n_inner": 128, "n_positions"
           "layer_norm_epsilon": 1e-12}  # fmt: skip
 _RELATIVE = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
              "norm_rel_ebd": "layer_norm"}  # fmt: skip
+_LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 40}  # fmt: skip
+_WINDOWS = {"use_sliding_window": True, "max_window_layers": 1}
 _ALIBI = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
 
 
@@ -76,6 +79,11 @@ VARIANTS: Mapping[str, Variant] = {
     "gte": _variant(model_type="gte"),
     "new": _variant(model_type="new", rope_scaling={"type": "ntk", "factor": 8.0}, layer_norm_type="rms_norm"),
     "new-absolute": _variant(model_type="new", position_embedding_type="absolute", pack_qkv=False),
+    "llama": _variant(model_type="llama", num_key_value_heads=1, attention_bias=True, rope_scaling=_LLAMA3),
+    "mistral": _variant(model_type="mistral", num_key_value_heads=1, sliding_window=70),
+    "qwen2": _variant(model_type="qwen2", num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3": _variant(model_type="qwen3", num_key_value_heads=3, head_dim=40, sliding_window=16, **_WINDOWS),
+    "smollm3": _variant(model_type="smollm3", num_key_value_heads=3, no_rope_layers=[0, 1]),
     "jina_bert": _variant("layer_norm_q", **_ALIBI),
     "jina_bert-code": _variant(**_ALIBI),
 }

@@ -7,8 +7,8 @@ A page is a Markdown file. Its blocks run in order, in one namespace and one fol
     ```sh        commands, as one script; the output is not compared
 
 In an output, `...` stands for any text. A comment `<!-- not run in the tests: REASON -->` on the line before marks a
-block that cannot run. `DIR` in the folder of a page is the demo language model, and files next to a page whose names
-the page mentions are copied into its folder. Its blocks draw the pictures next to it.
+block that cannot run. `DIR` in the folder of a page is the demo language model, and `model.gguf` the same in Q8_0.
+Files next to a page whose names the page mentions are copied into its folder. Its blocks draw the pictures next to it.
 
     python -m tests.reference.pages                  # counts the blocks of all pages
     python -m tests.reference.pages --write PAGE ... # runs pages, writes what they print into them, stores pictures
@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import fastattn
+from tests.reference.gguf_files import write_demo
 from tests.reference.package import PYTHON_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +154,8 @@ class Run:
             (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
             (tools / name).chmod(0o755)
         (self.folder / "DIR").symlink_to(Path(fastattn.__file__).parent / "demo/gpt2-litbank")
+        if "model.gguf" in text:
+            write_demo(self.folder / "model.gguf")
         for file in self.page.parent.iterdir():
             if (
                 file.is_file()

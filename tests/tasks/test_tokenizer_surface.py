@@ -460,7 +460,8 @@ def test_bos_as_a_keyword_applies_to_tokenizer_json(gpt2: Tokenizer, tmp_path: P
     [
         ({"do_lowercase": True}, InputError, "did you mean 'do_lower_case'"),
         ({"padding_sid": "left"}, InputError, "did you mean 'padding_side'"),
-        ({"gguf_file": "a"}, InputError, "unknown keyword 'gguf_file'"),
+        ({"gguf_file": "a"}, ModelNotFoundError, "a: expected a GGUF file, found none"),
+        ({"gguf_file": 3}, DTypeError, "gguf_file: expected str"),
         ({"add_prefix_space": True}, InputError, r"add_prefix_space: the tokenizer of .* does not use this setting"),
         ({"padding_side": "lft"}, InputError, "did you mean 'left'"),
         ({"model_max_length": "9"}, DTypeError, "model_max_length: expected int"),

@@ -13,9 +13,11 @@ from fastattn.api.load_options import HubOptions, LoadOptions
 from fastattn.api.reload import Origin, stamp_files
 from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
-from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
+from fastattn.checkpoint.hub import ALLOW_PATTERNS
+from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
-from fastattn.errors import ConfigError, ModelNotFoundError
+from fastattn.checkpoint.safetensors import WEIGHT_DTYPES
+from fastattn.errors import ConfigError
 from fastattn.generation.generation_config import read_defaults
 from fastattn.generation.page_plan import check_limit
 from fastattn.graph.executor import Executor
@@ -61,24 +63,22 @@ def load_executor(
 def find_folder(
     path_or_id: Any, hub: HubOptions, patterns: Sequence[str] = ALLOW_PATTERNS, *, name: str = "path_or_id"
 ) -> Path:
-    """Return the local folder of a model, including its subfolder.
+    """Return the local folder of a model, including its subfolder, or its GGUF file.
 
     patterns: the files to download from the hub; name: the caller's name for path_or_id. Raises ModelNotFoundError,
     HubError, InputError, DTypeError.
     """
-    inside = f"{hub.subfolder}/" if hub.subfolder else ""
-    folder = resolve(
+    return find_model(
         path_or_id,
         name=name,
+        subfolder=hub.subfolder,
+        gguf_file=hub.gguf_file,
         revision=hub.revision,
         cache_dir=hub.cache_dir,
         local_files_only=hub.local_files_only,
         token=hub.token,
-        patterns=[f"{inside}{pattern}" for pattern in patterns],
+        patterns=patterns,
     )
-    if hub.subfolder and not (folder / hub.subfolder).is_dir():
-        raise ModelNotFoundError(f"{folder / hub.subfolder}: expected the subfolder of a model, found none")
-    return folder / hub.subfolder if hub.subfolder else folder
 
 
 def check_device(options: LoadOptions) -> None:
@@ -111,7 +111,7 @@ def _load_opened(
     quantized = checkpoint.quantized
     if quantized is not None:
         _check_quantized(directory, quantized, options)
-    weights = {info.path for info in checkpoint.tensors.values()} or {directory / SINGLE_NAME}
+    weights = checkpoint.weight_files or [directory / SINGLE_NAME]
     directory = Path(os.path.abspath(directory))
     origin = Origin(directory, name, replace(options, verify=None), stamp_files(directory, weights))
     config = override(checkpoint.config, options.overrides)
@@ -126,6 +126,7 @@ def _load_opened(
         )
     if task == "causal-lm":
         origin.generation = read_defaults(directory, config)
+    _say_requantized(checkpoint, options)
     executor = load_executor(
         built.program,
         built.tensors,
@@ -144,6 +145,18 @@ def _load_opened(
         executor.close()
         raise
     return built, executor, origin
+
+
+def _say_requantized(checkpoint: Checkpoint, options: LoadOptions) -> None:
+    """Log that weights of a GGUF file are rounded a second time."""
+    blocks = [kind for kind in checkpoint.gguf_bytes if kind not in WEIGHT_DTYPES]
+    if blocks and options.dtype not in (None, "float32"):
+        _log.info(
+            "%s: the weights in %s are rounded again, to %s; `fastattn quality` measures what that changes",
+            checkpoint.path,
+            ", ".join(sorted(blocks)),
+            options.dtype,
+        )
 
 
 def override(config: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -15,6 +15,7 @@ from fastattn.api.classifier_head import HEAD_LAYOUTS, Pooling, check_writable, 
 from fastattn.api.encoders import Encoder
 from fastattn.api.reload import verify_files
 from fastattn.checkpoint import ArraySource, Checkpoint, TensorInfo, WeightSource, open_checkpoint
+from fastattn.checkpoint.gguf.checkpoint import is_gguf
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.safetensors_writer import write_tensors
 from fastattn.checks import check_path
@@ -99,8 +100,10 @@ def encoder_tensors(checkpoint: Checkpoint, model_type: str, *, prefix: str) -> 
 def open_original(encoder: Encoder) -> Checkpoint:
     """Open the checkpoint that an encoder was loaded from.
 
-    Raises ModelFormatError if its files changed since, ConfigError if it is quantized.
+    Raises ModelFormatError if its files changed since, ConfigError if it is quantized or a GGUF file.
     """
+    if is_gguf(encoder.path):
+        raise ConfigError(f"{encoder.path}: expected a folder of safetensors, got a GGUF file; fit on the original")
     _, (recipe,) = encoder.__reduce__()
     verify_files(recipe)
     checkpoint = open_checkpoint(encoder.path, check_config=find_family)

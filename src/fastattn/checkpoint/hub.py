@@ -118,7 +118,8 @@ def resolve(
     if given and os.path.isdir(path):
         return path
     if given and os.path.exists(path):
-        raise ModelNotFoundError(f"{quote(str(path), 200)}: expected the folder of a model, got a file")
+        hint = "; load GGUF files with AutoModel" if given.lower().endswith(".gguf") else ""
+        raise ModelNotFoundError(f"{quote(str(path), 200)}: expected the folder of a model, got a file{hint}")
     if not isinstance(path_or_id, str) or not _is_hub_id(given):
         raise ModelNotFoundError(f"no folder {quote(given)} here, and it is not a hub id (owner/name)")
     return _fetch(request)

@@ -24,7 +24,7 @@ _OF_TEXTS = (
     "truncate", "overflow", "bos_token_id", "max_batch_size", "num_return_sequences", "best_of", "num_beams",
     "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping",
 )  # fmt: skip
-_MODEL = "a model's folder or hub id (default: the demo model)"
+_MODEL = "a model's folder, GGUF file or hub id (default: the demo model)"
 _Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -69,7 +69,7 @@ def _add_generate(commands: _Commands) -> None:
 
 def _add_chat(commands: _Commands) -> None:
     parser = commands.add_parser("chat", help="answer messages, with the model's chat template")
-    _add_model(parser, "a model's folder or hub id, with a chat template", required=True)
+    _add_model(parser, "a model's folder, GGUF file or hub id, with a chat template", required=True)
     add_flags(parser, LoadOptions, only=_OF_HEADS)
     _add_texts(parser, "a message; '-' reads one message per line from standard input")
     parser.add_argument("--system", type=some_text("a text"), metavar="TEXT", help="a first message of role system")
@@ -124,7 +124,7 @@ def _add_check(commands: _Commands) -> None:
         "the folder is executed. Exit code 1 if there are problems.",
     )
     parser.add_argument(
-        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder, GGUF file or hub id"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -138,7 +138,11 @@ def _add_verify(commands: _Commands) -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "folder", nargs="?", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+        "folder",
+        nargs="?",
+        type=some_text("a folder or a hub id"),
+        metavar="DIR",
+        help="a model's folder, GGUF file or hub id",
     )
     _add_model_name(what, "the same as DIR")
     parser.add_argument(
@@ -217,7 +221,7 @@ def _add_run(commands: _Commands) -> None:
         help="token-classification, fill-mask, zero-shot-classification, question-answering, or another task of "
         "fastattn.pipeline",
     )
-    _add_model_name(parser, "a model's folder or hub id (default: the demo model of the task, if any)")
+    _add_model_name(parser, "a model's folder, GGUF file or hub id (default: the demo model of the task, if any)")
     add_flags(parser, LoadOptions)
     _add_texts(parser, "a text; '-' reads lines from standard input")
     parser.add_argument(
@@ -277,7 +281,7 @@ def _add_quality(commands: _Commands) -> None:
 def _add_quantize(commands: _Commands) -> None:
     parser = commands.add_parser("quantize", help="write a model in bfloat16, int8 or int4 to a new folder")
     parser.add_argument(
-        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder or hub id"
+        "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder, GGUF file or hub id"
     )
     parser.add_argument("output", type=some_text("a folder"), metavar="OUT", help="a new or empty folder")
     add_flag(parser, LoadOptions, "dtype", required=True, choices=PACKED_DTYPES, help="how weights are stored")
@@ -292,7 +296,7 @@ def _add_bench(commands: _Commands) -> None:
         "the demo models.",
     )
     what = parser.add_mutually_exclusive_group()
-    _add_model_name(what, "a model's folder or hub id")
+    _add_model_name(what, "a model's folder, GGUF file or hub id")
     what.add_argument("--machine", action="store_true", help="measure only the machine's limits")
     add_flag(parser, LoadOptions, "dtype", choices=DTYPES["cpu"])
     add_flags(parser, LoadOptions, only=("kv_dtype", *_OF_HEADS))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Attr, Op, Program, Value, Weight
 from fastattn.graph.kinds import KINDS, ROWS_OF, Pooling
+from fastattn.graph.quantize import SMALL_MATRIX
 
 
 def optimize(program: Program) -> Program:
@@ -117,6 +118,7 @@ def _source(program: Program, writers: Mapping[int, int], value: int) -> int:
 
 
 def _mergeable(program: Program, linears: Sequence[Op]) -> bool:
+    """Return whether three linears can be one. Small matrices are not quantized, so they merge only with each other."""
     first = linears[0]
     keys = [key for op in linears for key in op.weights]
     users = [key for op in program.ops for key in op.weights if key in keys]
@@ -125,6 +127,7 @@ def _mergeable(program: Program, linears: Sequence[Op]) -> bool:
         and all(op.attrs == first.attrs and op.attrs["activation"] == "none" for op in linears)
         and not first.attrs["has_residual"]
         and len({program.weights[op.weights[0]].transposed for op in linears}) == 1
+        and len({program.weights[op.weights[0]].shape[0] < SMALL_MATRIX for op in linears}) == 1
         and len(users) == len(keys)
     )
 

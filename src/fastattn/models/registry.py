@@ -26,11 +26,17 @@ from fastattn.models import (
     gpt2,
     gte,
     jina_bert,
+    llama,
+    mistral,
     modernbert,
     mpnet,
     nomic_bert,
+    qwen2,
+    qwen3,
     roberta,
+    smollm3,
 )
+from fastattn.models.causal import DECODER_HEADS, DECODER_TASKS
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -70,13 +76,6 @@ class Family:
         return self.heads.get(task, TASKS[task].heads)
 
 
-_GPT2_TASKS: tuple[Task, ...] = (
-    "causal-lm",
-    "sequence-classification",
-    "token-classification",
-    "question-answering",
-    "encoder",
-)
 _ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
 _ROBERTA_TASKS: tuple[Task, ...] = (
     *_ENCODER_TASKS,
@@ -87,16 +86,30 @@ _ROBERTA_TASKS: tuple[Task, ...] = (
 )
 _NOMIC_TASKS: tuple[Task, ...] = (*_ENCODER_TASKS, "masked-lm", "token-classification")
 _BERT_TASKS: tuple[Task, ...] = (*_ROBERTA_TASKS, "next-sentence-prediction", "pre-training")
+
+
+def _llama(names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig]) -> Family:
+    """Return a family of the form of Llama."""
+    return Family(
+        names, llama.LAYOUT, DECODER_TASKS, read_config, llama.build, computed=llama.computed, heads=DECODER_HEADS
+    )
+
+
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(
         gpt2.ARCHITECTURES,
         gpt2.LAYOUT,
-        _GPT2_TASKS,
+        DECODER_TASKS,
         gpt2.read_config,
         gpt2.build,
         partial(gpt2.build, types=True),
         missing={"multiple-choice": "the multiple_choice_head of GPT2DoubleHeadsModel is not supported"},
     ),
+    "llama": _llama(llama.ARCHITECTURES, llama.read_config),
+    "mistral": _llama(mistral.ARCHITECTURES, mistral.read_config),
+    "qwen2": _llama(qwen2.ARCHITECTURES, qwen2.read_config),
+    "qwen3": _llama(qwen3.ARCHITECTURES, qwen3.read_config),
+    "smollm3": _llama(smollm3.ARCHITECTURES, smollm3.read_config),
     "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _BERT_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
         distilbert.ARCHITECTURES, distilbert.LAYOUT, _ROBERTA_TASKS, distilbert.read_config, distilbert.build

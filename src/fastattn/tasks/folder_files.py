@@ -18,7 +18,8 @@ _REASONS = (
     ("*.py", "code; never runs"),
     ("training_args.bin optimizer.pt scheduler.pt scaler.pt rng_state*.pth trainer_state.json *tfevents*", "training"),
     ("*.bin *.pt *.pth *.ckpt *.pkl *.pickle *.joblib", "pickle, which can run code when loaded; never opened"),
-    ("*.h5 *.msgpack *.gguf *.onnx *.onnx_data *.tflite *.mlmodel", "weights in another format"),
+    ("*.gguf", "read only with gguf_file="),
+    ("*.h5 *.msgpack *.onnx *.onnx_data *.tflite *.mlmodel", "weights in another format"),
     (ADAPTER_NAME, "an adapter, which is not added to the weights"),
     ("adapter_model.safetensors", "an adapter, which is not added to the weights"),
     ("chat_template.json", "the chat template is read from chat_template.jinja or tokenizer_config.json"),
@@ -50,8 +51,10 @@ class FileEntry:
 def list_files(root: Path, used: Collection[Path]) -> tuple[FileEntry, ...]:
     """List the files of a folder and its subfolders, without hidden ones. used: the paths of the files that are read.
 
-    At most MAX_FILES files, three levels deep; entries say what is omitted.
+    root: the folder, or a GGUF file. At most MAX_FILES files, three levels deep; entries say what is omitted.
     """
+    if root.is_file():
+        return (FileEntry(root.name, root.stat().st_size, True),)
     read = {os.path.abspath(path) for path in used}
     entries: list[FileEntry] = []
     names = _names(root, "", _MAX_DEPTH)

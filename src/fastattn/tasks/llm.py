@@ -77,9 +77,9 @@ class SamplingArgs(TypedDict, total=False):
 class Llm:
     """A language model that completes texts and answers chats, with the arguments and results of llama-cpp-python.
 
-    model: a folder, a hub id, or a loaded model. Keywords are those of `AutoModelForCausalLM.from_pretrained`;
-    n_threads is another name for threads. chat_template: a Jinja template that replaces the checkpoint's. Several
-    threads may call one `Llm`.
+    model: a folder, a GGUF file, a hub id, or a loaded model. Keywords are those of
+    `AutoModelForCausalLM.from_pretrained`; n_threads is another name for threads. chat_template: a Jinja template that
+    replaces the checkpoint's. Several threads may call one `Llm`.
     """
 
     def __init__(

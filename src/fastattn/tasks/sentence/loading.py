@@ -39,7 +39,7 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "attn_implementation": Neutral(("eager", "sdpa")),
     "backend": Neutral(("torch",)),
     "force_download": Neutral((False,), "delete the model from the cache to download it again"),
-    "gguf_file": Neutral((), "only safetensors are read"),
+    "gguf_file": Neutral((), "load GGUF files with AutoModel"),
     "max_memory": Neutral(),
     "output_attentions": Neutral((False,)),
     "output_hidden_states": Neutral((False,)),
