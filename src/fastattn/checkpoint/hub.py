@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastattn.checkpoint.file_names import (
     ADAPTER_NAME,
+    ADAPTER_WEIGHTS_NAME,
     CONFIG_NAME,
     GENERATION_NAME,
     INDEX_NAME,
@@ -38,6 +39,7 @@ ALLOW_PATTERNS = (
     *TOKENIZER_PATTERNS,
     GENERATION_NAME,
     ADAPTER_NAME,
+    ADAPTER_WEIGHTS_NAME,
     SINGLE_NAME,
     "model-*-of-*.safetensors",
     INDEX_NAME,
