@@ -42,7 +42,7 @@ class _Auto(Generic[_Loaded]):
     @classmethod
     @describes(RunArgs, HubArgs, LoadArgs, ModelArgs)
     def from_pretrained(cls, path_or_id: str | Path | None = None, **options: Unpack[ModelArgs]) -> _Loaded:
-        """Load a model from a folder with config.json and model.safetensors, or from a hub id (extra `hub`).
+        """Load a model from a folder with config.json and model.safetensors, a GGUF file, or a hub id (extra `hub`).
 
         {options}
         Raises ConfigError (also if the GPU is missing), ModelFormatError, OSError, InputError, DTypeError, OutOfMemory.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _KEYWORDS = (
-    "pretrained_model_name_or_path", *HubArgs.__annotations__, "use_auth_token", "subfolder", "use_fast",
+    "pretrained_model_name_or_path", *HubArgs.__annotations__, "use_auth_token", "subfolder", "gguf_file", "use_fast",
     "trust_remote_code", "force_download", "proxies", "resume_download",
 )  # fmt: skip
 
@@ -42,6 +42,7 @@ class AutoTokenizer:
         pretrained_model_name_or_path: str | Path | None = None,
         use_auth_token: str | bool | None = None,
         subfolder: str | None = "",
+        gguf_file: str | None = None,
         use_fast: bool | None = True,
         trust_remote_code: bool | None = None,
         force_download: bool | None = False,
@@ -49,9 +50,10 @@ class AutoTokenizer:
         resume_download: object = None,
         **settings: Unpack[TokenizerArgs],
     ) -> Tokenizer:
-        """Load a tokenizer from tokenizer.json, or from the older files of a known tokenizer class.
+        """Load a tokenizer from tokenizer.json, from the older files of a known tokenizer class, or from a GGUF file.
 
-        path: a folder or a hub id; the weights of a hub id are not downloaded.
+        path: a folder, a GGUF file or a hub id; the weights of a hub id are not downloaded.
+        gguf_file: the GGUF file inside the folder or the hub repository.
         settings: override those of tokenizer_config.json, such as pad_token="<pad>", padding_side="left",
         model_max_length=512, do_lower_case=False. use_fast and trust_remote_code change nothing: every tokenizer is
         fast, and code in a folder never runs. revision, cache_dir, local_files_only, token: for hub ids.
@@ -74,6 +76,7 @@ class AutoTokenizer:
             raise InputError(f"proxies: expected None, got {quote(proxies)}; set HTTPS_PROXY in the environment")
         source = one_of("path", path, "pretrained_model_name_or_path", pretrained_model_name_or_path)
         hub |= {"token": one_of("token", hub.get("token"), "use_auth_token", use_auth_token), "subfolder": subfolder}
+        hub["gguf_file"] = gguf_file
         name = "path" if pretrained_model_name_or_path is None else "pretrained_model_name_or_path"
         directory = find_folder(source, read_hub_options(hub), TOKENIZER_PATTERNS, name=name)
         tokenizer = load_tokenizer(directory, overrides)

@@ -58,6 +58,7 @@ class LoadArgs(RunArgs, HubArgs, total=False):
         blobs. A mapping gives the digests by file name.
     check_finite: reject NaN and infinity in the weights of a float checkpoint.
     subfolder: a folder inside the repository or the local folder.
+    gguf_file: the GGUF file to load, inside the repository or the local folder.
     torch_dtype, device_map, use_auth_token: transformers' names for dtype, device and token.
     """
 
@@ -66,6 +67,7 @@ class LoadArgs(RunArgs, HubArgs, total=False):
     verify: Literal["sha256"] | Mapping[str, str] | None
     check_finite: bool | None
     subfolder: str | None
+    gguf_file: str | None
     torch_dtype: Any
     device_map: Any
     use_auth_token: str | bool | None

@@ -33,7 +33,6 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "from_flax": Neutral((False,), "convert it once to model.safetensors"),
     "from_tf": Neutral((False,), "convert it once to model.safetensors"),
     "generation_config": Neutral((), "pass the options to generate"),
-    "gguf_file": Neutral((), "only safetensors are read"),
     "is_decoder": Neutral((False,), "these models are encoders, or GPT-2"),
     "key_mapping": Neutral((), "rename the tensors in the file"),
     "kernel_config": Neutral((), "leave it out"),

@@ -29,7 +29,7 @@ _DTYPE_NAMES: Mapping[str, str] = {
     "bf16": "bfloat16",
     "double": "float64",
 }
-_HUB_NAMES = (*HubArgs.__annotations__, "subfolder")
+_HUB_NAMES = (*HubArgs.__annotations__, "subfolder", "gguf_file")
 _ALL_KV_DTYPES = dict.fromkeys(name for names in KV_DTYPES.values() for name in names)
 # Values of device_map, which tells transformers how to split a model. With one device they are all equivalent.
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -89,13 +89,17 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubOptions:
-    """Where to look up a hub id. subfolder: a folder inside the repository or inside a local folder."""
+    """Where to look up a hub id.
+
+    subfolder: a folder inside the repository or inside a local folder; gguf_file: a file in there.
+    """
 
     revision: str | None = None
     cache_dir: Path | None = None
     local_files_only: bool = False
     token: str | bool | None = None
     subfolder: str = ""
+    gguf_file: str | None = None
 
 
 def read_options(options: Mapping[str, Any]) -> tuple[LoadOptions, HubOptions]:
@@ -128,7 +132,8 @@ def read_hub_options(options: Mapping[str, Any]) -> HubOptions:
         cache_dir=None if cache_dir is None else check_path("cache_dir", cache_dir),
         local_files_only=check_flag("local_files_only", options.get("local_files_only", False)),
         token=options.get("token"),
-        subfolder=_subfolder(options.get("subfolder")),
+        subfolder=_inside("subfolder", options.get("subfolder"), "a folder") or "",
+        gguf_file=_inside("gguf_file", options.get("gguf_file"), "a file"),
     )
 
 
@@ -264,12 +269,13 @@ def _verify(value: Any) -> Any:
     return value
 
 
-def _subfolder(value: Any) -> str:
-    name = "" if value is None else check_str("subfolder", value)
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
-        raise InputError(f"subfolder: expected a folder inside the model's folder, got {quote(name)}")
-    return "/".join(part for part in parts if part != ".")
+def _inside(name: str, value: Any, expected: str) -> str | None:
+    """Read the path of something inside a model's folder; None if it is empty."""
+    path = "" if value is None else check_str(name, value)
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or "\0" in path or "\\" in path:
+        raise InputError(f"{name}: expected {expected} inside the model's folder, got {quote(path)}")
+    return "/".join(part for part in parts if part != ".") or None
 
 
 def _overrides(rest: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from fastattn.api.load_options import HubOptions, LoadOptions
 from fastattn.api.reload import Origin, stamp_files
 from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
-from fastattn.checkpoint.hub import ALLOW_PATTERNS, resolve
+from fastattn.checkpoint.hub import ALLOW_PATTERNS
+from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
-from fastattn.errors import ConfigError, ModelNotFoundError
+from fastattn.errors import ConfigError
 from fastattn.generation.generation_config import read_defaults
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
@@ -60,24 +61,22 @@ def load_executor(
 def find_folder(
     path_or_id: Any, hub: HubOptions, patterns: Sequence[str] = ALLOW_PATTERNS, *, name: str = "path_or_id"
 ) -> Path:
-    """Return the local folder of a model, including its subfolder.
+    """Return the local folder of a model, including its subfolder, or its GGUF file.
 
     patterns: the files to download from the hub; name: the caller's name for path_or_id. Raises ModelNotFoundError,
     HubError, InputError, DTypeError.
     """
-    inside = f"{hub.subfolder}/" if hub.subfolder else ""
-    folder = resolve(
+    return find_model(
         path_or_id,
         name=name,
+        subfolder=hub.subfolder,
+        gguf_file=hub.gguf_file,
         revision=hub.revision,
         cache_dir=hub.cache_dir,
         local_files_only=hub.local_files_only,
         token=hub.token,
-        patterns=[f"{inside}{pattern}" for pattern in patterns],
+        patterns=patterns,
     )
-    if hub.subfolder and not (folder / hub.subfolder).is_dir():
-        raise ModelNotFoundError(f"{folder / hub.subfolder}: expected the subfolder of a model, found none")
-    return folder / hub.subfolder if hub.subfolder else folder
 
 
 def check_device(options: LoadOptions) -> None:
@@ -110,7 +109,7 @@ def _load_opened(
     quantized = checkpoint.quantized
     if quantized is not None:
         _check_quantized(directory, quantized, options)
-    weights = {info.path for info in checkpoint.tensors.values()} or {directory / SINGLE_NAME}
+    weights = checkpoint.weight_files or [directory / SINGLE_NAME]
     directory = Path(os.path.abspath(directory))
     origin = Origin(directory, name, replace(options, verify=None), stamp_files(directory, weights))
     config = override(checkpoint.config, options.overrides)

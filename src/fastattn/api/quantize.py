@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,20 +15,24 @@ from fastattn.api.load_args import HubArgs
 from fastattn.api.load_options import MAX_THREADS
 from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
 from fastattn.checkpoint.companions import copy_companions
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.gguf.checkpoint import is_gguf
+from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.quantized_writer import NewWeight, write_quantized
 from fastattn.checks import check_choice, check_count, check_keywords, check_path
-from fastattn.errors import ConfigError, InputError
+from fastattn.errors import ConfigError, InputError, ModelFormatError
 from fastattn.executors import cpu
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
 from fastattn.models.registry import BuiltModel, build, find_family
 from fastattn.models.tasks import TASKS
+from fastattn.tokenizer import has_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_log = logging.getLogger("fastattn")
 
 
 def quantize(
@@ -45,8 +50,8 @@ def quantize(
     threads: number of CPU threads; None: all that this process may use. A model loaded from the directory returns the
     same bits as `from_pretrained(path_or_id, dtype=dtype, head_dtype=head_dtype)`. Returns the directory.
     Besides the weights, only regular files with known names are copied (`fastattn.checkpoint.companions.COPIED`); a
-    warning lists the others. The directory appears only when everything is written. If two processes write the same
-    directory, one succeeds and the other gets a ConfigError.
+    warning lists the others. For a GGUF file, the files of its tokenizer are written. The directory appears only when
+    everything is written. If two processes write the same directory, one succeeds and the other gets a ConfigError.
     revision, cache_dir, local_files_only and token: for hub ids.
     Raises ConfigError, ModelFormatError, InputError, DTypeError, HubError, OSError.
     """
@@ -58,15 +63,34 @@ def quantize(
     head_dtype = None if head_dtype is None else check_choice("head_dtype", head_dtype, DTYPES["cpu"])
     threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)
     target = check_path("directory", directory)
-    source = resolve(path_or_id, **hub)
+    source = find_model(path_or_id, **hub)
     with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             dtype = checkpoint.quantized.dtype
             raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; pass the original")
         _write(checkpoint, folder, dtype, head_dtype, threads)
-        copy_companions(source, folder, checkpoint.files)
+        if is_gguf(source):
+            _write_tokenizer(source, folder)
+        else:
+            copy_companions(source, folder, checkpoint.files)
         checkpoint.check_unchanged()
     return target
+
+
+def _write_tokenizer(path: Path, folder: NewFolder) -> None:
+    """Write the tokenizer of a GGUF file; a warning says why if there is none that can be read."""
+    if not has_tokenizer(path):
+        return
+    from fastattn.tokenizer.gguf import tokenizer_files
+
+    try:
+        contents = tokenizer_files(path)
+    except (ConfigError, ModelFormatError) as error:
+        _log.warning("%s: the new folder gets no tokenizer: %s", path, error)
+        return
+    for name, text in contents.items():
+        with folder.create(name) as file:
+            file.write(text.encode())
 
 
 def _write(checkpoint: Checkpoint, folder: NewFolder, dtype: str, head_dtype: str | None, threads: int | None) -> None:

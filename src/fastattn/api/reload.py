@@ -34,8 +34,9 @@ _ADVICE = "load the model with from_pretrained"
 class Origin:
     """Where a model was loaded from.
 
-    directory: absolute path. stamps: state of the files when they were loaded; None for a file that did not exist.
-    digests: filled in when the model is first pickled. generation: the default options of generation.
+    directory: absolute path of the folder, or of the GGUF file. stamps: state of the files when they were loaded; None
+    for a file that did not exist. digests: filled in when the model is first pickled. generation: the default options
+    of generation.
     """
 
     directory: Path
@@ -80,7 +81,9 @@ _verified: dict[tuple[str, str], FileIdentity] = {}
 
 
 def stamp_files(directory: Path, weights: Iterable[Path]) -> dict[str, FileIdentity | None]:
-    """Return the state of the files that a model is loaded from, by name."""
+    """Return the state of the files that a model is loaded from, by name. A GGUF file itself has the name ""."""
+    if directory.is_file():
+        return {"": identity_of(directory)}
     names = [*CONFIG_FILES, *sorted({path.name for path in weights})]
     return {name: identity_of(directory / name) for name in names}
 

@@ -19,7 +19,7 @@ from fastattn.bench.report import rows_as_dicts
 from fastattn.bench.turns import OURS, Row, measure
 from fastattn.bench.works import Work, choose, works_of
 from fastattn.checkpoint import open_checkpoint
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.quantized import QuantizedCheckpoint
 from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
@@ -113,7 +113,7 @@ def open_model(path_or_id: str | Path) -> OpenModel:
 
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
-    path = resolve(path_or_id)
+    path = find_model(path_or_id)
     with open_checkpoint(path, check_config=find_family) as checkpoint:
         task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
         if task == "encoder":

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,11 @@ from fastattn.checkpoint.file_names import (
     OTHER_FORMATS,
     SINGLE_NAME,
 )
+from fastattn.checkpoint.gguf.checkpoint import is_gguf, open_gguf
 from fastattn.checkpoint.index import read_shards
 from fastattn.checkpoint.quantized import CONFIG_KEY, QuantizedCheckpoint, is_quantized, read_quantized
 from fastattn.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo, read_source
-from fastattn.checkpoint.source import read_tensor
+from fastattn.checkpoint.source import WeightSource, read_tensor
 from fastattn.checks import check_flag, quote
 from fastattn.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from fastattn.files import FileSet, malformed
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MAX_SHOWN = 5
+_CheckConfig: TypeAlias = "Callable[[Mapping[str, JsonValue]], object]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,11 @@ class NonFinite:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Checkpoint:
-    """The contents of a directory. Only headers have been read.
+    """The contents of a directory, or of a GGUF file. Only headers have been read.
 
+    config: config.json. A GGUF file's metadata and tensors have the names that Hugging Face uses.
+
+    gguf_bytes: the number of bytes of all tensors of a type in a GGUF file, by the names of llama.cpp.
     quantized: the packed weights of a directory that `fastattn quantize` wrote. `tensors` then has only the shapes of
     the tensors that they were made from. Each file is opened once and stays open until `close` or the end of a `with`
     block, so headers and data come from the same file. Tensors can also be read after that; this raises
@@ -60,9 +65,17 @@ class Checkpoint:
 
     path: Path
     config: Mapping[str, JsonValue]
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, WeightSource]
     quantized: QuantizedCheckpoint | None = None
     files: FileSet = field(default_factory=FileSet, compare=False)
+    gguf_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files with the weights."""
+        if self.path.is_file():
+            return [self.path]
+        return sorted({info.path for info in self.tensors.values() if isinstance(info, TensorInfo)})
 
     def read(self, name: str) -> NDArray[np.float32]:
         """Read a tensor as float32 in its own shape.
@@ -108,9 +121,9 @@ def open_checkpoint(
     *,
     verify: Literal["sha256"] | Mapping[str, str] | None = None,
     check_finite: bool = False,
-    check_config: Callable[[Mapping[str, JsonValue]], object] | None = None,
+    check_config: _CheckConfig | None = None,
 ) -> Checkpoint:
-    """Read config.json and the headers of a directory.
+    """Read config.json and the headers of a directory, or the header of a GGUF file.
 
     verify: "sha256" compares every weight file with SHA256SUMS in the directory, or with the name of its blob in a
     Hugging Face cache; a mapping gives the digests by file name. check_finite: refuse NaN and infinity in the weights.
@@ -121,28 +134,40 @@ def open_checkpoint(
     check_finite = check_flag("check_finite", check_finite)
     digests = None if verify is None else check_verify(verify)
     directory = Path(path)
-    if not directory.is_dir():
+    from_gguf = is_gguf(directory)
+    if not from_gguf and not directory.is_dir():
         raise ModelNotFoundError(f"{directory}: expected a directory with {CONFIG_NAME} and {SINGLE_NAME}")
     files = FileSet()
     try:
-        config = read_config(directory, files=files)
-        if check_config is not None:
-            check_config(config)
-        quantized = None
-        if is_quantized(config):
-            quantized = read_quantized(directory / SINGLE_NAME, config, files=files)
-            del config[CONFIG_KEY]
-        tensors = _read_tensors(directory, files) if quantized is None else dict(quantized.originals)
-        checkpoint = Checkpoint(directory, config, tensors, quantized, files)
+        checkpoint = (_open_gguf if from_gguf else _open_folder)(directory, files, check_config)
         if verify is not None:
-            weights = [files.open(path) for path in {info.path for info in tensors.values()}]
-            verify_files(directory, weights, digests, files)
+            weights = [files.open(path) for path in checkpoint.weight_files]
+            verify_files(directory.parent if from_gguf else directory, weights, digests, files)
         if check_finite:
             _refuse_nonfinite(checkpoint)
     except BaseException:
         files.close()
         raise
     return checkpoint
+
+
+def _open_folder(directory: Path, files: FileSet, check_config: _CheckConfig | None) -> Checkpoint:
+    config = read_config(directory, files=files)
+    if check_config is not None:
+        check_config(config)
+    quantized = None
+    if is_quantized(config):
+        quantized = read_quantized(directory / SINGLE_NAME, config, files=files)
+        del config[CONFIG_KEY]
+    tensors = _read_tensors(directory, files) if quantized is None else dict(quantized.originals)
+    return Checkpoint(directory, config, tensors, quantized, files)
+
+
+def _open_gguf(path: Path, files: FileSet, check_config: _CheckConfig | None) -> Checkpoint:
+    found = open_gguf(path, files)
+    if check_config is not None:
+        check_config(found.config)
+    return Checkpoint(path, found.config, found.tensors, None, files, found.stored)
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
@@ -185,7 +210,9 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
 
 
 def read_generation_config(directory: Path, *, files: FileSet | None = None) -> dict[str, JsonValue]:
-    """Read generation_config.json as a dict; {} if there is none. Raises ConfigError."""
+    """Read generation_config.json as a dict; {} if there is none, as next to a GGUF file. Raises ConfigError."""
+    if is_gguf(directory):
+        return {}
     return _read_object(directory / GENERATION_NAME, files) or {}
 
 
@@ -204,7 +231,7 @@ def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | No
     return value
 
 
-def _read_tensors(directory: Path, files: FileSet) -> dict[str, TensorInfo]:
+def _read_tensors(directory: Path, files: FileSet) -> Mapping[str, WeightSource]:
     single = directory / SINGLE_NAME
     if single.is_symlink() or single.exists():  # takes precedence over an index, as in transformers
         return read_source(files.open(single))[0]
@@ -226,7 +253,7 @@ def _shown(name: str) -> str:
     return name if len(name) <= 60 and name.isprintable() and name.isascii() else quote(name)
 
 
-def _nonfinite(info: TensorInfo) -> list[NonFinite]:
+def _nonfinite(info: WeightSource) -> list[NonFinite]:
     values = read_tensor(info)
     bad = np.flatnonzero(~np.isfinite(values))
     if not len(bad):

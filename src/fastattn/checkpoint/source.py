@@ -70,6 +70,7 @@ class ComputedSource:
     compute(begin, end) returns rows [begin, end) as a C-contiguous float32 array with as many dimensions as `shape`.
     The thread that loads the model calls it with ascending slices. slice_rows: the maximum number of rows per
     call; None: about 4 MiB of floats. If the function cannot compute slices, pass shape[0]; it is then called once.
+    place: where the numbers come from, for messages.
 
     An exception in the function becomes an InputError; FastattnError, OSError and MemoryError propagate. Wrong
     arrays raise InputError or DTypeError.
@@ -79,6 +80,7 @@ class ComputedSource:
     shape: tuple[int, ...]
     compute: Callable[[int, int], Float32]
     slice_rows: int | None = None
+    place: str = "a function"
 
     def __post_init__(self) -> None:
         if not callable(self.compute):
@@ -139,7 +141,7 @@ def place_of(source: WeightSource) -> str:
     """Describe where a source is, for messages."""
     if isinstance(source, TensorInfo):
         return str(source.path)
-    return "an array" if isinstance(source, ArraySource) else "a function"
+    return "an array" if isinstance(source, ArraySource) else source.place
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastattn.checkpoint import Checkpoint, open_checkpoint
+from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from fastattn.checkpoint.checkpoint import read_generation_config
 from fastattn.checkpoint.digests import file_digest, known_digests
 from fastattn.checkpoint.file_names import GENERATION_NAME
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.locate import find_model
 from fastattn.checks import quote
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.files import FileSet, SourceFile, recorded_files
@@ -83,7 +83,8 @@ class ModelSummary:
     """What the weights and config.json say.
 
     n_parameters: of the main task's model; tied weights count once. stored_dtypes: bytes of the tensors by their dtype
-    in the files; a folder of `fastattn quantize` has its dtype instead. context: the longest text in tokens.
+    in the files, in llama.cpp's names for a GGUF file; a folder of `fastattn quantize` has its dtype instead. context:
+    the longest text in tokens.
     """
 
     model_type: str
@@ -137,13 +138,13 @@ def check_folder(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> FolderReport:
-    """Check a model folder or hub id: all headers, settings, the tokenizer, digests, and that all weights are finite.
+    """Check a model folder, GGUF file or hub id: headers, settings, tokenizer, digests, and that weights are finite.
 
     Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report.
     Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
     arguments.
     """
-    directory = resolve(
+    directory = find_model(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     check = _Check(directory)
@@ -182,6 +183,10 @@ class _Check:
         self.generation: tuple[SettingEntry, ...] = ()
 
     def run(self) -> None:
+        if self.directory.is_file():  # GGUF
+            self._tokenizer(self.directory)
+            self._checkpoint(self.directory)
+            return
         kind = self._kind()
         if kind == SPARSE_TYPE:
             self._sparse()
@@ -281,10 +286,9 @@ class _Check:
         return built
 
     def _compare_digests(self, directory: Path, checkpoint: Checkpoint) -> None:
-        paths = {info.path for info in checkpoint.tensors.values()}
-        weights: list[SourceFile] = [checkpoint.files.open(path) for path in sorted(paths)]
+        weights: list[SourceFile] = [checkpoint.files.open(path) for path in checkpoint.weight_files]
         with FileSet() as others:
-            known = known_digests(directory, weights, others)
+            known = known_digests(directory.parent if directory.is_file() else directory, weights, others)
         for source in weights:
             expected = known.get(source.path.name)
             if expected is None:
@@ -295,9 +299,9 @@ class _Check:
                 self.problems.append(f"{source.path}: expected SHA-256 {expected.lower()}, got {found}")
 
     def _tokenizer(self, directory: Path) -> None:
-        if not has_tokenizer(directory):
-            return
         with self._problems():
+            if not has_tokenizer(directory):
+                return
             tokenizer = load_tokenizer(directory)
             self.tokenizer = f"{tokenizer.options.class_name or 'tokenizers.Tokenizer'}, {len(tokenizer)} tokens"
 
@@ -346,10 +350,11 @@ class _Check:
 
 
 def _summary(checkpoint: Checkpoint, built: BuiltModel) -> ModelSummary:
-    stored: dict[str, int] = {}
+    stored: dict[str, int] = dict(checkpoint.gguf_bytes)
     if checkpoint.quantized is None:
         for info in checkpoint.tensors.values():
-            stored[info.dtype] = stored.get(info.dtype, 0) + info.nbytes
+            if isinstance(info, TensorInfo) and not checkpoint.gguf_bytes:
+                stored[info.dtype] = stored.get(info.dtype, 0) + info.nbytes
     else:
         pieces = [piece for weight in checkpoint.quantized.weights.values() for piece in weight.pieces]
         stored[checkpoint.quantized.dtype] = sum(getattr(piece, "nbytes", 0) for piece in pieces)

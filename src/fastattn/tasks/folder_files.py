@@ -50,8 +50,10 @@ class FileEntry:
 def list_files(root: Path, used: Collection[Path]) -> tuple[FileEntry, ...]:
     """List the files of a folder and its subfolders, without hidden ones. used: the paths of the files that are read.
 
-    At most MAX_FILES files, three levels deep; entries say what is omitted.
+    root: the folder, or a GGUF file. At most MAX_FILES files, three levels deep; entries say what is omitted.
     """
+    if root.is_file():
+        return (FileEntry(root.name, root.stat().st_size, True),)
     read = {os.path.abspath(path) for path in used}
     entries: list[FileEntry] = []
     names = _names(root, "", _MAX_DEPTH)

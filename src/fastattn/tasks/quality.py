@@ -17,7 +17,7 @@ from fastattn.api.auto import AUTO_CLASSES
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
 from fastattn.checkpoint import open_checkpoint
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.locate import find_model
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.formats import PACKED_DTYPES
@@ -100,7 +100,7 @@ def compare_dtypes(
         check_choice(f"dtypes[{i}]", dtype, PACKED_DTYPES)
     check_count("max_tokens", max_tokens, low=2)
     lines = default_texts() if texts is None else check_texts(texts, "texts")
-    directory = resolve(
+    directory = find_model(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     task = find_task(directory)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.api.loading import load_executor
 from fastattn.checkpoint import Checkpoint, open_checkpoint
-from fastattn.checkpoint.hub import resolve
+from fastattn.checkpoint.locate import find_model
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.executors import cpu
@@ -155,7 +155,7 @@ def verify_model(
     if against is not None:
         check_choice("against", against, ("transformers",))
     lines = None if texts is None else check_texts(texts, "texts")
-    directory = resolve(
+    directory = find_model(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     with open_checkpoint(directory, check_config=find_family) as checkpoint:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastattn.checkpoint.file_names import VOCABULARY_FILES
+from fastattn.checkpoint.gguf.checkpoint import is_gguf
 from fastattn.checks import quote
 from fastattn.errors import InputError
 from fastattn.settings import Settings
@@ -17,14 +18,29 @@ from fastattn.tokenizer.tokenizer import Tokenizer
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Return whether a folder has tokenizer files, even if `load_tokenizer` cannot read them."""
+    """Return whether a folder or GGUF file has a tokenizer, even if `load_tokenizer` cannot read it.
+
+    Raises ModelFormatError for a malformed GGUF file.
+    """
+    if is_gguf(directory):
+        from fastattn.tokenizer.gguf import has_gguf_tokenizer
+
+        return has_gguf_tokenizer(directory)
     folder = Folder(directory)
     alone = [name for name in VOCABULARY_FILES if name not in ("vocab.json", "merges.txt")]
     return any(folder.has(name) for name in alone) or folder.has("vocab.json", "merges.txt")
 
 
+def _open(directory: Path) -> Folder:
+    if not is_gguf(directory):
+        return Folder(directory)
+    from fastattn.tokenizer.gguf import GgufFolder
+
+    return GgufFolder(directory)
+
+
 def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) -> Tokenizer:
-    """Load the tokenizer of a local directory. Raises ConfigError, ModelFormatError.
+    """Load the tokenizer of a local directory or GGUF file. Raises ConfigError, ModelFormatError.
 
     overrides: type-checked values that replace those of the files. Raises InputError for one that the tokenizer does
     not use.
@@ -33,7 +49,7 @@ def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) 
     from fastattn.tokenizer.load import load_raw
 
     given = dict(overrides or {})
-    with Folder(directory) as folder:
+    with _open(directory) as folder:
         values = {**folder.json("tokenizer_config.json"), **given}
         settings = Settings(folder.path("tokenizer_config.json"), values, overrides=given)
         raw, options, path = load_raw(folder, settings)

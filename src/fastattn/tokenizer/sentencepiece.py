@@ -7,7 +7,7 @@ sentencepiece_model.proto in https://github.com/google/sentencepiece.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,14 @@ def merges_by_id(vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
 
 def merges_by_score(model: SentencePieceModel, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """Return the BPE merges of the normal pieces, best score first."""
-    check_splits(model.path, vocab)
+    return merges_of_pieces(model.path, model.pieces, vocab)
+
+
+def merges_of_pieces(path: Path, pieces: Sequence[Piece], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return the BPE merges of the normal pieces, best score first. vocab: the names of the pieces, to their ids."""
+    check_splits(path, vocab)
     names = {i: token for token, i in vocab.items()}
-    normal = [(i, piece.score) for i, piece in enumerate(model.pieces) if piece.kind == NORMAL and i in names]
+    normal = [(i, piece.score) for i, piece in enumerate(pieces) if piece.kind == NORMAL and i in names]
     return _splits({names[i]: (-score, i) for i, score in normal})
 
 
@@ -96,7 +101,7 @@ def _splits(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for _, _, left, right in sorted(splits)]
 
 
-def check_splits(path: Path, vocab: dict[str, int]) -> None:
+def check_splits(path: Path, vocab: Mapping[str, int]) -> None:
     """Limit the work of trying every split of every token. Raises ModelFormatError."""
     if sum(len(token) ** 2 for token in vocab) > _MAX_SPLITS:
         raise format_error(path, "expected shorter pieces: their merges take too long to compute", "sentencepiece")
