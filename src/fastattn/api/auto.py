@@ -18,7 +18,7 @@ from fastattn.api.heads import (
 )
 from fastattn.api.load_args import HubArgs, LoadArgs, ModelArgs, RunArgs, describes
 from fastattn.api.load_options import read_options
-from fastattn.api.loading import check_device, find_folder, load_model
+from fastattn.api.loading import check_device, find_adapter, find_folder, load_model
 from fastattn.api.model import Model
 from fastattn.models.tasks import Task
 
@@ -44,6 +44,8 @@ class _Auto(Generic[_Loaded]):
     def from_pretrained(cls, path_or_id: str | Path | None = None, **options: Unpack[ModelArgs]) -> _Loaded:
         """Load a model from a folder with config.json and model.safetensors, a GGUF file, or a hub id (extra `hub`).
 
+        For a folder with only a LoRA adapter, the model that it was trained for is loaded and the adapter added.
+
         {options}
         Raises ModelNotFoundError, HubError, ConfigError (also if the GPU is missing), ModelFormatError, OSError,
         InputError, DTypeError, OutOfMemory.
@@ -53,7 +55,8 @@ class _Auto(Generic[_Loaded]):
         source = given.pop(name, None) if path_or_id is None else path_or_id
         checked, hub = read_options(given)
         check_device(checked)  # before looking for a folder or downloading one
-        built, executor, origin = load_model(find_folder(source, hub, name=name), cls._task, checked, str(source))
+        folder, checked = find_adapter(find_folder(source, hub, name=name), checked, hub)
+        built, executor, origin = load_model(folder, cls._task, checked, str(source))
         return cls._model(origin.directory, built, executor, origin=origin)
 
 

@@ -59,6 +59,8 @@ class LoadArgs(RunArgs, HubArgs, total=False):
     check_finite: reject NaN and infinity in the weights of a float checkpoint.
     subfolder: a folder inside the repository or the local folder.
     gguf_file: the GGUF file to load, inside the repository or the local folder.
+    adapter: a LoRA adapter that peft wrote: a folder or hub id. It is added to the weights while they load. None: the
+        adapter in the model's own folder, if there is one.
     torch_dtype, device_map, use_auth_token: transformers' names for dtype, device and token.
     """
 
@@ -68,6 +70,7 @@ class LoadArgs(RunArgs, HubArgs, total=False):
     check_finite: bool | None
     subfolder: str | None
     gguf_file: str | None
+    adapter: str | os.PathLike[str] | None
     torch_dtype: Any
     device_map: Any
     use_auth_token: str | bool | None

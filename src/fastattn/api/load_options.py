@@ -16,7 +16,7 @@ from fastattn.api.load_keywords import check_unused
 from fastattn.checks import check_choice, check_count, check_flag, check_path, check_str, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.formats import DEVICES, DTYPES, FORMATS, KV_DTYPES
-from fastattn.options import Choice, Count, Flag, option, options_of
+from fastattn.options import Choice, Count, Flag, Text, option, options_of
 
 _log = logging.getLogger("fastattn")
 MAX_THREADS = 1024
@@ -84,6 +84,13 @@ class LoadOptions:
     )
     verify: str | Mapping[str, str] | None = option(None, lambda _, value, device: _verify(value))
     check_finite: bool = option(False, lambda name, value, device: check_flag(name, value))
+    adapter: str | None = option(
+        None,
+        lambda name, value, device: None if value is None else str(check_path(name, value)),
+        flag=Flag(
+            values=Text(1, 4096), metavar="DIR", help="a LoRA adapter of peft to add to the weights: a folder or hub id"
+        ),
+    )
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -11,19 +11,23 @@ from typing import Any, Literal, cast
 
 from fastattn.api.load_options import HubOptions, LoadOptions
 from fastattn.api.reload import Origin, stamp_files
-from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
-from fastattn.checkpoint.file_names import ADAPTER_NAME, SINGLE_NAME
-from fastattn.checkpoint.hub import ALLOW_PATTERNS
+from fastattn.checkpoint import Checkpoint, WeightSource
+from fastattn.checkpoint.file_names import ADAPTER_NAME, ADAPTER_WEIGHTS_NAME, CONFIG_NAME, SINGLE_NAME
+from fastattn.checkpoint.hub import ADAPTER_PATTERNS, ALLOW_PATTERNS
 from fastattn.checkpoint.locate import find_model
+from fastattn.checkpoint.lora import read_settings
 from fastattn.checkpoint.quantized import PackedWeight, QuantizedCheckpoint
 from fastattn.checkpoint.safetensors import WEIGHT_DTYPES
+from fastattn.checks import quote
 from fastattn.errors import ConfigError
+from fastattn.files import identity_of
 from fastattn.generation.generation_config import read_defaults
 from fastattn.generation.page_plan import check_limit
 from fastattn.graph.executor import Executor
 from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
-from fastattn.models.registry import BuiltModel, build, find_family, warn_of_unused
+from fastattn.models.adapters import adapter_of, open_with_adapter
+from fastattn.models.registry import BuiltModel, build, warn_of_unused
 from fastattn.models.tasks import Task
 
 _log = logging.getLogger("fastattn")
@@ -81,6 +85,28 @@ def find_folder(
     )
 
 
+def find_adapter(folder: Path, options: LoadOptions, hub: HubOptions) -> tuple[Path, LoadOptions]:
+    """Locate the adapter that the options name, and the base model of a folder that has only an adapter.
+
+    Returns the folder of the model, and the options with the folder of the adapter. Raises what `find_folder` raises,
+    ConfigError, InputError.
+    """
+    base_hub = replace(hub, revision=None, subfolder="", gguf_file=None)
+    if options.adapter is not None:
+        found = find_folder(options.adapter, base_hub, ADAPTER_PATTERNS, name="adapter")
+        return folder, replace(options, adapter=os.path.abspath(found))
+    if adapter_of(folder) is None or (folder / CONFIG_NAME).exists():
+        return folder, options
+    base = read_settings(folder).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(
+            f"{folder / ADAPTER_NAME}: base_model_name_or_path: expected the model that the adapter was trained for, "
+            f"got {quote(base)}; load that model with adapter={str(folder)!r}"
+        )
+    model = find_folder(base, base_hub, name="base_model_name_or_path")
+    return model, replace(options, adapter=os.path.abspath(folder))
+
+
 def check_device(options: LoadOptions) -> None:
     """Raise ConfigError if the options name a GPU that cannot be used."""
     if options.device == "cuda":
@@ -95,11 +121,14 @@ def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> 
     name: what the caller called the model.
     """
     check_device(options)
-    opened = open_checkpoint(
+    if options.adapter is not None and not os.path.isabs(options.adapter):
+        found = find_folder(options.adapter, HubOptions(), ADAPTER_PATTERNS, name="adapter")
+        options = replace(options, adapter=os.path.abspath(found))
+    opened = open_with_adapter(
         directory,
+        adapter=options.adapter,
         verify=cast("Literal['sha256'] | Mapping[str, str] | None", options.verify),
         check_finite=options.check_finite,
-        check_config=find_family,
     )
     with opened as checkpoint:
         return _load_opened(checkpoint, directory, task, options, name)
@@ -113,17 +142,14 @@ def _load_opened(
         _check_quantized(directory, quantized, options)
     weights = checkpoint.weight_files or [directory / SINGLE_NAME]
     directory = Path(os.path.abspath(directory))
-    origin = Origin(directory, name, replace(options, verify=None), stamp_files(directory, weights))
+    stamps = stamp_files(directory, weights)
+    if adapter := options.adapter or adapter_of(directory):
+        paths = [Path(os.path.abspath(adapter)) / file for file in (ADAPTER_NAME, ADAPTER_WEIGHTS_NAME)]
+        stamps |= {str(path): identity_of(path) for path in paths}
+    origin = Origin(directory, name, replace(options, verify=None), stamps)
     config = override(checkpoint.config, options.overrides)
     built = build(config, checkpoint.tensors, task)
     warn_of_unused(config, built, directory)
-    if os.path.lexists(directory / ADAPTER_NAME):
-        _log.warning(
-            "%s: %s is ignored, but transformers with peft adds the adapter to the weights; merge it with peft: "
-            "model.merge_and_unload()",
-            directory,
-            ADAPTER_NAME,
-        )
     if task == "causal-lm":
         origin.generation = read_defaults(directory, config)
     _say_requantized(checkpoint, options)

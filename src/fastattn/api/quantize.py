@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.api.load_args import HubArgs
 from fastattn.api.load_options import MAX_THREADS
-from fastattn.checkpoint import Checkpoint, WeightSource, open_checkpoint
+from fastattn.checkpoint import Checkpoint, WeightSource
 from fastattn.checkpoint.companions import copy_companions
 from fastattn.checkpoint.gguf.checkpoint import is_gguf
 from fastattn.checkpoint.locate import find_model
@@ -25,7 +25,8 @@ from fastattn.executors import cpu
 from fastattn.formats import DTYPES, PACKED_DTYPES
 from fastattn.graph.ir import Weight
 from fastattn.graph.quantize import tied_embeddings, weight_formats
-from fastattn.models.registry import BuiltModel, build, find_family
+from fastattn.models.adapters import open_with_adapter
+from fastattn.models.registry import BuiltModel, build
 from fastattn.models.tasks import TASKS
 from fastattn.tokenizer import has_tokenizer
 
@@ -64,7 +65,7 @@ def quantize(
     threads = None if threads is None else check_count("threads", threads, low=1, high=MAX_THREADS)
     target = check_path("directory", directory)
     source = find_model(path_or_id, **hub)
-    with open_checkpoint(source, check_config=find_family) as checkpoint, new_folder(target) as folder:
+    with open_with_adapter(source) as checkpoint, new_folder(target) as folder:
         if checkpoint.quantized is not None:
             dtype = checkpoint.quantized.dtype
             raise ConfigError(f"{source}: expected a float checkpoint, got one quantized to {dtype}; pass the original")

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from fastattn.api.classifier_head import HEAD_LAYOUTS, Pooling, check_writable, head_tensors
 from fastattn.api.encoders import Encoder
 from fastattn.api.reload import verify_files
-from fastattn.checkpoint import ArraySource, Checkpoint, TensorInfo, WeightSource, open_checkpoint
+from fastattn.checkpoint import ArraySource, Checkpoint, TensorInfo, WeightSource
 from fastattn.checkpoint.gguf.checkpoint import is_gguf
 from fastattn.checkpoint.new_folder import NewFolder, new_folder
 from fastattn.checkpoint.safetensors_writer import write_tensors
 from fastattn.checks import check_path
 from fastattn.errors import ConfigError
 from fastattn.jsonfile import JsonValue
+from fastattn.models.adapters import open_with_adapter
 from fastattn.models.names import resolve_names
 from fastattn.models.registry import build, find_family
 from fastattn.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def open_original(encoder: Encoder) -> Checkpoint:
         raise ConfigError(f"{encoder.path}: expected a folder of safetensors, got a GGUF file; fit on the original")
     _, (recipe,) = encoder.__reduce__()
     verify_files(recipe)
-    checkpoint = open_checkpoint(encoder.path, check_config=find_family)
+    checkpoint = open_with_adapter(encoder.path, adapter=recipe.options.adapter)
     if checkpoint.quantized is not None:
         checkpoint.close()
         raise ConfigError(f"{encoder.path}: expected a float checkpoint, got a quantized one; fit on the original")

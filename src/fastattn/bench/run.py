@@ -18,12 +18,12 @@ from fastattn.bench.libraries import LIBRARIES, Job, missing
 from fastattn.bench.report import rows_as_dicts
 from fastattn.bench.turns import OURS, Row, measure
 from fastattn.bench.works import Work, choose, works_of
-from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.locate import find_model
 from fastattn.checkpoint.quantized import QuantizedCheckpoint
 from fastattn.checks import closest, quote
 from fastattn.errors import BenchError, ConfigError, InputError
 from fastattn.formats import DTYPES, default_kv_dtype
+from fastattn.models.adapters import open_with_adapter
 from fastattn.models.registry import BuiltModel, build, find_family
 from fastattn.models.tasks import Task
 
@@ -114,7 +114,7 @@ def open_model(path_or_id: str | Path) -> OpenModel:
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
     path = find_model(path_or_id)
-    with open_checkpoint(path, check_config=find_family) as checkpoint:
+    with open_with_adapter(path) as checkpoint:
         task: Task = "causal-lm" if "causal-lm" in find_family(checkpoint.config).tasks else "encoder"
         if task == "encoder":
             with contextlib.suppress(ConfigError):  # also for a checkpoint without a head

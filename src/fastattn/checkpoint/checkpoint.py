@@ -147,7 +147,7 @@ def open_checkpoint(
             weights = [files.open(path) for path in checkpoint.weight_files]
             verify_files(directory.parent if from_gguf else directory, weights, digests, files)
         if check_finite:
-            _refuse_nonfinite(checkpoint)
+            refuse_nonfinite(checkpoint)
     except BaseException:
         files.close()
         raise
@@ -173,7 +173,8 @@ def _open_gguf(path: Path, files: FileSet, check_config: _CheckConfig | None) ->
     return Checkpoint(path, found.config, found.tensors, None, files, found.stored)
 
 
-def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
+def refuse_nonfinite(checkpoint: Checkpoint) -> None:
+    """Raise ModelFormatError (code "not_finite") if a weight is NaN or infinite."""
     bad = checkpoint.find_nonfinite()
     if not bad:
         return
@@ -248,7 +249,11 @@ def _read_tensors(directory: Path, config: Mapping[str, JsonValue], files: FileS
         shown = ", ".join(map(_shown, others[:_MAX_SHOWN]))
         raise malformed(directory, "other_format", f"expected {SINGLE_NAME}, found only {shown}; {hint}")
     adapter = (directory / ADAPTER_NAME).exists()
-    hint = f"; found {ADAPTER_NAME}: merge the adapter into its model with peft, and load the result" if adapter else ""
+    hint = (
+        f"; found {ADAPTER_NAME}: load the model that it was trained for with adapter={str(directory)!r}"
+        if adapter
+        else ""
+    )
     raise ModelNotFoundError(f"{directory}: expected {SINGLE_NAME} or {INDEX_NAME}, found neither{hint}")
 
 

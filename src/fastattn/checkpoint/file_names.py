@@ -35,4 +35,6 @@ TOKENIZER_FILES = (
 # For sentence-transformers, which also has one folder per module.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json")
 MODULE_FILES = ("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors")
-ADAPTER_NAME = "adapter_config.json"  # from peft: weights to add to those of the model
+# From peft: weights to add to those of the model.
+ADAPTER_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"

@@ -10,11 +10,12 @@ import signal
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fastattn.checkpoint.file_names import (
     ADAPTER_NAME,
+    ADAPTER_WEIGHTS_NAME,
     CONFIG_NAME,
     GENERATION_NAME,
     INDEX_NAME,
@@ -31,13 +32,14 @@ from fastattn.errors import ConfigError, DTypeError, HubError, ModelNotFoundErro
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALLOW_PATTERNS", "IGNORE_PATTERNS", "TOKENIZER_PATTERNS", "HubError", "resolve"]
+__all__ = ["ADAPTER_PATTERNS", "ALLOW_PATTERNS", "IGNORE_PATTERNS", "TOKENIZER_PATTERNS", "HubError", "resolve"]
 
 TOKENIZER_PATTERNS = (CONFIG_NAME, *TOKENIZER_FILES)
 ALLOW_PATTERNS = (
     *TOKENIZER_PATTERNS,
     GENERATION_NAME,
     ADAPTER_NAME,
+    ADAPTER_WEIGHTS_NAME,
     SINGLE_NAME,
     "model-*-of-*.safetensors",
     INDEX_NAME,
@@ -47,6 +49,7 @@ ALLOW_PATTERNS = (
     "0_*/*.txt",
     "0_*/*.model",
 )
+ADAPTER_PATTERNS = (ADAPTER_NAME, ADAPTER_WEIGHTS_NAME)
 IGNORE_PATTERNS = ("onnx/*", "openvino/*", "coreml/*", "rust_model*", "original/*")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?"
@@ -196,14 +199,24 @@ def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
 
     Other programs and interrupted downloads leave snapshots with only some of the files.
     """
-    inside = next((name.removesuffix(SINGLE_NAME) for name in patterns if name.endswith(SINGLE_NAME)), None)
+    inside = next(
+        (name.removesuffix(SINGLE_NAME) for name in patterns if PurePosixPath(name).name == SINGLE_NAME), None
+    )
     if inside is not None and f"{inside}{CONFIG_NAME}" in patterns:
         root = folder / inside
+        if _has_adapter(root) and not (root / CONFIG_NAME).exists():
+            return True
         if (root / "modules.json").exists():  # sentence-transformers: a module may have the weights
             return _has_weights(root) or any(map(_has_weights, root.glob("*/")))
         return (root / CONFIG_NAME).exists() and _has_weights(root)
+    if tuple(patterns) == ADAPTER_PATTERNS:
+        return _has_adapter(folder)
     names = [name for name in patterns if name.rpartition("/")[2] in VOCABULARY_FILES]
     return not names or any((folder / name).exists() for name in names)
+
+
+def _has_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_NAME).exists() and (folder / ADAPTER_WEIGHTS_NAME).exists()
 
 
 def _has_weights(folder: Path) -> bool:

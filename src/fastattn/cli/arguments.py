@@ -18,6 +18,7 @@ from fastattn.options import INT32_MAX
 from fastattn.server.options import KINDS, ServeOptions
 
 MAX_BENCH_SECONDS = 600
+_OF_AUTO_CLASSES = ("adapter",)  # only for commands that load one model of an Auto class
 _OF_HEADS = ("head_dtype",)  # only for commands whose models may compute logits over a vocabulary
 # Options of generation that a conversation cannot have: it streams one text at a time, and keeps all messages.
 _OF_TEXTS = (
@@ -56,7 +57,7 @@ def _add_info(commands: _Commands) -> None:
 def _add_generate(commands: _Commands) -> None:
     parser = commands.add_parser("generate", help="continue texts")
     _add_model(parser)
-    add_flags(parser, LoadOptions, only=_OF_HEADS)
+    add_flags(parser, LoadOptions, only=(*_OF_HEADS, *_OF_AUTO_CLASSES))
     _add_texts(parser, "a prompt; '-' reads all of standard input as one prompt")
     add_flags(parser, GenerationOptions)
     parser.add_argument(
@@ -70,7 +71,7 @@ def _add_generate(commands: _Commands) -> None:
 def _add_chat(commands: _Commands) -> None:
     parser = commands.add_parser("chat", help="answer messages, with the model's chat template")
     _add_model(parser, "a model's folder, GGUF file or hub id, with a chat template", required=True)
-    add_flags(parser, LoadOptions, only=_OF_HEADS)
+    add_flags(parser, LoadOptions, only=(*_OF_HEADS, *_OF_AUTO_CLASSES))
     _add_texts(parser, "a message; '-' reads one message per line from standard input")
     parser.add_argument("--system", type=some_text("a text"), metavar="TEXT", help="a first message of role system")
     add_flags(parser, GenerationOptions, without=_OF_TEXTS)
@@ -79,6 +80,7 @@ def _add_chat(commands: _Commands) -> None:
 def _add_classify(commands: _Commands) -> None:
     parser = commands.add_parser("classify", help="label texts")
     _add_model(parser)
+    add_flags(parser, LoadOptions, only=_OF_AUTO_CLASSES)
     _add_texts(parser, "a text; '-' reads lines from standard input")
     parser.add_argument(
         "--top-k",
@@ -409,7 +411,7 @@ def _add_model_name(parser: argparse._ActionsContainer, text: str = _MODEL, *, r
 
 def _add_model(parser: argparse.ArgumentParser, text: str = _MODEL, *, required: bool = False) -> None:
     _add_model_name(parser, text, required=required)
-    add_flags(parser, LoadOptions, without=_OF_HEADS)
+    add_flags(parser, LoadOptions, without=(*_OF_HEADS, *_OF_AUTO_CLASSES))
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
 
 

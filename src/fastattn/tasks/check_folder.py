@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastattn.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from fastattn.checkpoint import Checkpoint, TensorInfo
 from fastattn.checkpoint.checkpoint import read_generation_config
 from fastattn.checkpoint.digests import file_digest, known_digests
 from fastattn.checkpoint.file_names import GENERATION_NAME
@@ -22,7 +22,8 @@ from fastattn.checks import quote
 from fastattn.errors import ConfigError, FastattnError
 from fastattn.files import FileSet, SourceFile, recorded_files
 from fastattn.generation.generation_config import APPLIED, read_defaults, unapplied
-from fastattn.models.registry import BuiltModel, find_family, warn_of_unused
+from fastattn.models.adapters import open_with_adapter
+from fastattn.models.registry import BuiltModel, warn_of_unused
 from fastattn.models.tasks import TASKS, Task
 from fastattn.settings import Settings, recorded_settings
 from fastattn.tasks.folder_files import FileEntry, list_files
@@ -259,7 +260,7 @@ class _Check:
             self.problems.append(str(error))
 
     def _checkpoint(self, directory: Path) -> BuiltModel | None:
-        with self._problems(), open_checkpoint(directory, check_config=find_family) as checkpoint:
+        with self._problems(), open_with_adapter(directory) as checkpoint:
             built = self._build(checkpoint)
             self._compare_digests(directory, checkpoint)
             if checkpoint.quantized is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from fastattn.checkpoint.file_names import ADAPTER_NAME, CONFIG_NAME, TOKENIZER_FILES
+from fastattn.checkpoint.file_names import CONFIG_NAME, TOKENIZER_FILES
 
 MAX_FILES = 2000
 _MAX_DEPTH = 3
@@ -20,8 +20,6 @@ _REASONS = (
     ("*.bin *.pt *.pth *.ckpt *.pkl *.pickle *.joblib", "pickle, which can run code when loaded; never opened"),
     ("*.gguf", "read only with gguf_file="),
     ("*.h5 *.msgpack *.onnx *.onnx_data *.tflite *.mlmodel", "weights in another format"),
-    (ADAPTER_NAME, "an adapter, which is not added to the weights"),
-    ("adapter_model.safetensors", "an adapter, which is not added to the weights"),
     ("chat_template.json", "the chat template is read from chat_template.jinja or tokenizer_config.json"),
     ("*.safetensors *.safetensors.index.json", "weights that no file in use refers to"),
     ("*.md *.txt *.rst *.pdf *.png *.jpg *.jpeg *.gif *.svg LICENSE* NOTICE* CITATION*", "documentation"),

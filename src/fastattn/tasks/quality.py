@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from fastattn.api.auto import AUTO_CLASSES
 from fastattn.api.causal_lm import CausalLM
 from fastattn.api.encoders import Encoder, SequenceClassifier
-from fastattn.checkpoint import open_checkpoint
 from fastattn.checkpoint.locate import find_model
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.formats import PACKED_DTYPES
 from fastattn.generation.prompts import need_tokenizer
-from fastattn.models.registry import build, find_family
+from fastattn.models.adapters import open_with_adapter
+from fastattn.models.registry import build
 from fastattn.models.tasks import Task
 from fastattn.tasks.finite import check_finite
 from fastattn.tokenizer import check_texts
@@ -137,7 +137,7 @@ def default_texts() -> list[str]:
 
 def find_task(directory: Path) -> Task:
     """Return how to load a checkpoint: as a classifier, else a language model, else an encoder."""
-    with open_checkpoint(directory, check_config=find_family) as checkpoint:
+    with open_with_adapter(directory) as checkpoint:
         if checkpoint.quantized is not None:
             quantized = checkpoint.quantized.dtype
             raise ConfigError(

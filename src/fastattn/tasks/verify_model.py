@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.loading import load_executor
-from fastattn.checkpoint import Checkpoint, open_checkpoint
+from fastattn.checkpoint import Checkpoint
 from fastattn.checkpoint.locate import find_model
 from fastattn.checks import check_choice, check_count, quote
 from fastattn.errors import ConfigError, DTypeError, InputError
@@ -23,6 +23,7 @@ from fastattn.graph.error_bounds import eps, program_bound
 from fastattn.graph.executor import Output
 from fastattn.graph.ir import Program, Step
 from fastattn.graph.rewrites import optimize, with_outputs
+from fastattn.models.adapters import open_with_adapter
 from fastattn.models.inputs import Batch, read_model_batch
 from fastattn.models.registry import BuiltModel, find_family
 from fastattn.models.tasks import TASKS, Task
@@ -158,7 +159,7 @@ def verify_model(
     directory = find_model(
         path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
-    with open_checkpoint(directory, check_config=find_family) as checkpoint:
+    with open_with_adapter(directory) as checkpoint:
         if checkpoint.quantized is not None:
             raise ConfigError(
                 f"{directory}: expected a float checkpoint, got one quantized to {checkpoint.quantized.dtype}"

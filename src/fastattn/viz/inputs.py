@@ -17,10 +17,10 @@ from fastattn.api.load_args import HubArgs, ModelArgs
 from fastattn.api.load_options import read_hub_options
 from fastattn.api.loading import find_folder
 from fastattn.api.model import Model
-from fastattn.checkpoint import open_checkpoint
 from fastattn.checks import check_count, check_path, quote
 from fastattn.errors import ContextLengthError, DTypeError, InputError
 from fastattn.generation.prompts import need_tokenizer
+from fastattn.models.adapters import open_with_adapter
 from fastattn.models.registry import find_family
 from fastattn.tasks.pipeline_base import Pipeline
 from fastattn.tasks.sentence_transformer import SentenceTransformer
@@ -148,7 +148,7 @@ def load_any(path_or_id: str | Path, **options: Unpack[ModelArgs]) -> Model:
     given: dict[str, Any] = dict(options)
     hub = read_hub_options({name: given[name] for name in HubArgs.__annotations__ if name in given})
     directory = find_folder(path_or_id, hub)
-    with open_checkpoint(directory, check_config=find_family) as checkpoint:
+    with open_with_adapter(directory) as checkpoint:
         config = checkpoint.config
     named = config.get("architectures") or []
     other = isinstance(named, list) and any(str(name).endswith(_OTHER_HEADS) for name in named)
