@@ -12,7 +12,7 @@ import pytest
 
 import fastattn
 from fastattn.errors import ConfigError, ContextLengthError, DTypeError, InputError
-from tests.models.decoder_cases import DECODERS
+from tests.models.decoder_cases import DECODERS, LABELERS
 from tests.models.test_families import ALBERT, BERT, DISTIL, ELECTRA, GPT2, MODERN
 from tests.reference.bounds import assert_close
 
@@ -34,12 +34,13 @@ FAMILIES = {
     "MPNet": BERT,
     "ModernBert": MODERN,
 }
-OTHERS = {"NomicBert": BERT, "Gte": BERT, "GPT2": GPT2, **DECODERS}
+OTHERS = {"NomicBert": BERT, "Gte": BERT, "GPT2": GPT2, **DECODERS, **LABELERS}
 HEADS = ("MaskedLM", "TokenClassification", "QuestionAnswering")
 PLAIN = (
     *(f"{family}For{head}" for family in FAMILIES for head in HEADS),
     *(f"{family}For{head}" for family in ("NomicBert", "Gte") for head in HEADS[:2]),
     *(f"{family}For{head}" for family in ("GPT2", *DECODERS) for head in HEADS[1:]),
+    *(f"{family}ForTokenClassification" for family in LABELERS),
     "BertForNextSentencePrediction",
     "BertForPreTraining",
     "AlbertForPreTraining",
