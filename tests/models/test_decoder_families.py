@@ -17,7 +17,8 @@ from tests.reference.families import VOCAB_SIZE, heads, write_variant
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 DECODERS = [name for name, task in heads() if task == "causal-lm"]
-GENERATORS = [case for case in DECODER_CASES if case[1].endswith("ForCausalLM")]
+# transformers changes the frequencies of longrope when a text becomes longer than the original positions.
+GENERATORS = [case for case in DECODER_CASES if case[1].endswith("ForCausalLM") and case[0] != "phi3-longrope"]
 N_NEW = 8
 
 
