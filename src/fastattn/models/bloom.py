@@ -67,7 +67,7 @@ def read_config(raw: Mapping[str, object]) -> BloomConfig:
         hidden_size=width,
         n_layer=c.size("n_layer", 2, high=MAX_LAYERS),
         n_head=c.heads(width, "hidden_size", "n_head", 8),
-        seq_length=c.size("seq_length", 2048, high=MAX_TABLE_POSITIONS),
+        seq_length=2048 if c.raw("seq_length") is None else c.size("seq_length", high=MAX_TABLE_POSITIONS),
         layer_norm_epsilon=c.epsilon("layer_norm_epsilon", 1e-5),
         apply_residual_connection_post_layernorm=c.flag("apply_residual_connection_post_layernorm", False),
         tie_word_embeddings=c.flag("tie_word_embeddings", True),

@@ -41,16 +41,24 @@ class InterleavedQkv:
         for i, part in enumerate(QKV):
             for name, shape in self.shapes().items():
                 own = f"{self.place}.{part}.{name.rpartition('.')[2]}"
-                if names.has(own):  # a quantized folder has it
-                    continue
-                stored = names.get(name)
-                if stored.shape != shape:
-                    raise ConfigError(
-                        f"{name}: expected shape {list(shape)} from config.json, got {list(stored.shape)} in "
-                        f"{place_of(stored)}"
-                    )
-                require_weight_dtype(stored)
+                stored = _stored(names, name, shape, own)
                 yield ComputedSource(own, (rows, *shape[1:]), _Part(stored, i, self.head_dim).rows)
+
+
+def _stored(names: ModelNames, name: str, shape: tuple[int, ...], own: str) -> WeightSource:
+    """Return a tensor of the checkpoint after checking it, or what a quantized folder has computed from it, `own`.
+
+    In such a folder, the computed source is not used (`ModelNames.with_computed`).
+    """
+    if names.has(own):
+        return names.get(own)
+    stored = names.get(name)
+    if stored.shape != shape:
+        raise ConfigError(
+            f"{name}: expected shape {list(shape)} from config.json, got {list(stored.shape)} in {place_of(stored)}"
+        )
+    require_weight_dtype(stored)
+    return stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +80,11 @@ class _Part:
         return np.concatenate(found) if found else read_rows(self.stored, 0, 0)
 
 
-def plus_one(names: ModelNames, place: str, size: int) -> Iterator[WeightSource]:
-    """Yield the source of `place`.plus_one.weight: 1 + the vector `place`.weight (the norms of Gemma)."""
-    own, name = f"{place}.plus_one.weight", f"{place}.weight"
-    if names.has(own):  # a quantized folder has it
-        return
-    stored = names.get(name)
-    if stored.shape != (size,):
-        raise ConfigError(
-            f"{name}: expected shape {[size]} from config.json, got {list(stored.shape)} in {place_of(stored)}"
-        )
-    require_weight_dtype(stored)
-    yield ComputedSource(own, (size,), lambda begin, end: 1 + read_rows(stored, begin, end))
+def plus_one(names: ModelNames, place: str, size: int) -> ComputedSource:
+    """Return the source of `place`.plus_one.weight: 1 + the vector `place`.weight (the norms of Gemma)."""
+    own = f"{place}.plus_one.weight"
+    stored = _stored(names, f"{place}.weight", (size,), own)
+    return ComputedSource(own, (size,), lambda begin, end: 1 + read_rows(stored, begin, end))
 
 
 def constant(name: str, size: int, value: float) -> ComputedSource:

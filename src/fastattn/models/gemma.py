@@ -149,7 +149,10 @@ def hidden_tensors(cfg: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
 def computed(cfg: GemmaConfig, names: ModelNames) -> Mapping[str, WeightSource]:
     """Return the tables of rotary, the weights of the norms plus one, and the factors of embeddings and logits."""
-    found = {source.name: source for name, width in norms(cfg).items() for source in plus_one(names, name, width)}
+    found: dict[str, WeightSource] = {}
+    for name, width in norms(cfg).items():
+        source = plus_one(names, name, width)
+        found[source.name] = source
     found |= rotary_tables({name: cfg.ropes[name] for name in sorted(set(cfg.rope_of))}, cfg.max_positions)
     factors = {NORMALIZER: (cfg.hidden_size, cfg.hidden_size**0.5)}
     if cap := cfg.final_logit_softcapping:

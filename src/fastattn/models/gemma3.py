@@ -25,7 +25,7 @@ def read_config(raw: Mapping[str, object]) -> GemmaConfig:
     c = ConfigReader(raw, "Gemma 3")
     sizes = read_sizes(c, hidden_size=2304, intermediate_size=9216, layers=26, heads=8, kv_heads=4)
     layers, positions = sizes["num_hidden_layers"], c.size("max_position_embeddings", 131072)
-    every, both = c.size("sliding_window_pattern", 6), c.flag("use_bidirectional_attention", False)
+    every, both = c.size("sliding_window_pattern", 6), _both_ways(c)
     types = layer_types(c, [LOCAL if (i + 1) % every else FULL for i in range(layers)])
     window = read_window(c)
     if both and window is None:
@@ -49,6 +49,12 @@ def read_config(raw: Mapping[str, object]) -> GemmaConfig:
     )
     c.finish(f"{HARMLESS} _sliding_window_pattern")
     return config
+
+
+def _both_ways(c: ConfigReader) -> bool:
+    """Read use_bidirectional_attention; null means false."""
+    key = "use_bidirectional_attention"
+    return c.raw(key) is not None and c.flag(key, False)
 
 
 def _ropes(c: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:

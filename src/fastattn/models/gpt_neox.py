@@ -16,6 +16,7 @@ from fastattn.models.fused import QKV, InterleavedQkv
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.rope import Rope, read_rope
 from fastattn.models.tasks import Task
+from fastattn.settings import Settings
 
 LAYOUT = Layout(
     prefixes=("gpt_neox.",),
@@ -64,6 +65,7 @@ def read_config(raw: Mapping[str, object]) -> GptNeoXConfig:
     for key in ("rope_theta", "partial_rotary_factor", "head_dim"):  # transformers reads others instead
         c.must_be(key, None)
     theta, share = c.number("rotary_emb_base", 10000.0), c.number("rotary_pct", 0.25)
+    own = Settings(c.where, {key: c.table(key) for key in ("rope_scaling", "rope_parameters")})
     config = GptNeoXConfig(
         hidden_size=hidden_size,
         num_hidden_layers=c.size("num_hidden_layers", 44, high=MAX_LAYERS),
@@ -74,7 +76,7 @@ def read_config(raw: Mapping[str, object]) -> GptNeoXConfig:
         layer_norm_eps=c.epsilon("layer_norm_eps", 1e-5),
         use_parallel_residual=c.flag("use_parallel_residual", True),
         attention_bias=c.flag("attention_bias", True),
-        rope=read_rope(c, head_dim=hidden_size // heads, max_positions=positions, theta=theta, partial=share),
+        rope=read_rope(own, head_dim=hidden_size // heads, max_positions=positions, theta=theta, partial=share),
         tie_word_embeddings=c.flag("tie_word_embeddings", False),
         **c.common("gpt_neox", c.size("vocab_size", 50432), bos=0, eos=2),
     )

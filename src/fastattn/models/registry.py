@@ -391,7 +391,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         program=optimize(traced),
         tensors=found,
         task=task,
-        unexpected=tuple(names.unexpected({**found, **read})),
+        unexpected=tuple(names.unexpected({**found, **read, **computed})),
         outer_prefix=names.outer,
         n_parameters=_count_parameters(traced, family, parsed, computed),
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),

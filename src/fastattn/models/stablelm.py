@@ -54,7 +54,7 @@ def read_config(raw: Mapping[str, object]) -> StableLmConfig:
     width, positions = c.size("hidden_size", 2560), c.size("max_position_embeddings", 4096)
     n_head = c.heads(width, "hidden_size", "num_attention_heads", 32)
     c.must_be("qk_layernorm", False)  # every head has a layer norm of its own
-    c.must_be("head_dim", width // n_head)
+    c.must_be("head_dim", width // n_head, None)
     rope = read_rope(c, head_dim=width // n_head, max_positions=positions, partial=0.25)
     config = StableLmConfig(
         hidden_size=width,
