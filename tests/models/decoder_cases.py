@@ -79,7 +79,7 @@ DECODER_CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("llama-llama3", "LlamaForCausalLM", SIZES, {"rope_parameters": LLAMA3}),
     ("llama-yarn", "LlamaForCausalLM", SIZES, {"rope_parameters": YARN}),
     (
-        "llama-linear-partial",
+        "llama-linear",
         "LlamaForCausalLM",
         {**SIZES, "head_dim": 8},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 77.0, "factor": 3.0}},

@@ -72,6 +72,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
     ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
     ("llama", {"rope_theta": 0}, "rope_theta"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("gemma2", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llama", {"attention_bias": "no"}, "attention_bias"),
     ("mistral", {"sliding_window": 0}, "sliding_window"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from fastattn.checkpoint.source import ComputedSource, WeightSource
+from fastattn.errors import ConfigError
 from fastattn.graph.kinds import gather_rows, linear
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.tensor import Tensor, Weights
@@ -68,6 +69,17 @@ def size_of_heads(c: ConfigReader, width: int, n_head: int, *, may_be_null: bool
             raise c.error("num_attention_heads", f"a divisor of hidden_size = {width}, because head_dim is missing")
         return width // n_head
     return c.size("head_dim")
+
+
+def check_rotary(c: ConfigReader, head_dim: int, *ropes: Rope) -> None:
+    """Raise ConfigError if the frequencies are not those of whole heads: an odd head_dim, or a part of it."""
+    for rope in ropes:
+        if 2 * len(rope.frequencies) > head_dim:
+            raise c.error("head_dim", "an even number")
+        if 2 * len(rope.frequencies) < head_dim:
+            raise ConfigError(
+                f"{c.where}: partial_rotary_factor: expected 1 for this family, which rotates whole heads"
+            )
 
 
 def layer_types(c: ConfigReader, default: Sequence[str]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from fastattn.graph.kinds import (
     scale,
 )
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, head_matrix, key_heads, outputs, rotary_tables
+from fastattn.models.causal import architectures, check_rotary, head_matrix, key_heads, outputs, rotary_tables
 from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
 from fastattn.models.fused import constant, plus_one
 from fastattn.models.llama import LAYOUT as LAYOUT
@@ -116,12 +116,6 @@ def read_sizes(
         "attention_bias": c.flag("attention_bias", False),
         "tie_word_embeddings": c.flag("tie_word_embeddings", True),
     }
-
-
-def check_rotary(c: ConfigReader, head_dim: int, *ropes: Rope) -> None:
-    """Raise ConfigError if an odd head_dim has more frequencies than pairs."""
-    if any(2 * len(rope.frequencies) > head_dim for rope in ropes):
-        raise c.error("head_dim", "an even number")
 
 
 def read_softcap(c: ConfigReader, key: str, default: float | None) -> float:

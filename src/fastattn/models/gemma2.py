@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastattn.models.causal import FULL, LOCAL, architectures, layer_types
+from fastattn.models.causal import FULL, LOCAL, architectures, check_rotary, layer_types
 from fastattn.models.config import ConfigReader
-from fastattn.models.gemma import HARMLESS, GemmaConfig, check_rotary, read_sizes, read_softcap
+from fastattn.models.gemma import HARMLESS, GemmaConfig, read_sizes, read_softcap
 from fastattn.models.llama import windows_of
 from fastattn.models.rope import read_rope
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastattn.models.causal import FULL, LOCAL, layer_types
+from fastattn.models.causal import FULL, LOCAL, check_rotary, layer_types
 from fastattn.models.config import ConfigReader
-from fastattn.models.gemma import HARMLESS, GemmaConfig, check_rotary, read_sizes, read_softcap
+from fastattn.models.gemma import HARMLESS, GemmaConfig, read_sizes, read_softcap
 from fastattn.models.gemma2 import read_window
 from fastattn.models.llama import windows_of
 from fastattn.models.rope import Rope, read_rope

@@ -62,7 +62,7 @@ def read_config(raw: Mapping[str, object]) -> GptJConfig:
         raise c.error("rotary_dim", f"an even number of at most n_embd / n_head = {n_embd // n_head}")
     for key in ("rope_theta", "rope_scaling", "rope_parameters", "rotary"):
         c.must_be(key, None, *((True,) if key == "rotary" else ()))
-    c.must_be("scale_attn_weights", True)
+    c.must_be("scale_attn_weights", True, None)
     config = GptJConfig(
         n_positions=c.size("n_positions", 2048),
         n_embd=n_embd,

@@ -18,6 +18,7 @@ from fastattn.models.causal import (
     LOCAL,
     UNUSED_HEADS,
     architectures,
+    check_rotary,
     head_matrix,
     key_heads,
     outputs,
@@ -119,8 +120,7 @@ def read_sizes(
         dim = size_of_heads(c, width, n_head, may_be_null=null_head_dim)
     max_positions = c.size("max_position_embeddings", positions)
     rope = read_rope(c, head_dim=dim, max_positions=max_positions, theta=theta)
-    if 2 * len(rope.frequencies) > dim:
-        raise c.error("head_dim", "an even number")
+    check_rotary(c, dim, rope)
     return {
         "hidden_size": width,
         "intermediate_size": c.size("intermediate_size", intermediate_size),

@@ -81,7 +81,10 @@ def _rope(c: ConfigReader, head_dim: int, positions: int) -> Rope:
             values[kind] = "longrope"
         if values.get(kind) not in (None, "default", "longrope"):
             raise c.error(key, f'{kind} "default" or "longrope"')
-    beside = {name: c.raw(name) for name in ("rope_theta", "partial_rotary_factor") if name in c.values}
+    beside = {
+        "rope_theta": c.number("rope_theta", 10000.0),
+        "partial_rotary_factor": c.number("partial_rotary_factor", 1.0),
+    }
     own = Settings(c.where, {**beside, key: values, "original_max_position_embeddings": original})
     rope = read_rope(own, head_dim=head_dim, max_positions=positions)
     if 2 * len(rope.frequencies) > head_dim:

@@ -55,7 +55,8 @@ def read_config(raw: Mapping[str, object]) -> StableLmConfig:
     n_head = c.heads(width, "hidden_size", "num_attention_heads", 32)
     c.must_be("qk_layernorm", False)  # every head has a layer norm of its own
     c.must_be("head_dim", width // n_head, None)
-    rope = read_rope(c, head_dim=width // n_head, max_positions=positions, partial=0.25)
+    share = c.number("partial_rotary_factor", 0.25)
+    rope = read_rope(c, head_dim=width // n_head, max_positions=positions, partial=share)
     config = StableLmConfig(
         hidden_size=width,
         intermediate_size=c.size("intermediate_size", 6912),
