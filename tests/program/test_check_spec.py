@@ -62,7 +62,7 @@ def loaded(folder: Path, family: str) -> Loaded:
 
 
 def loaded_decoder() -> Loaded:
-    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4, window=5, bias="alibi")
+    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4, window=5, bias="alibi", scaled=True)
     marked = with_outputs(made.program, attentions=True)
     programs = [
         made.program,

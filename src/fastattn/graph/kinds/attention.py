@@ -56,15 +56,7 @@ def attention(
             f"attention: {n_head} query heads and {kv_heads} key heads do not fit q, k, v of widths {q.width}, "
             f"{k.width}, {v.width}"
         )
-    if window < 0 or (bias_positions < 1 if bias else bias_positions):
-        raise ConfigError(
-            f"attention: expected a window of at least 0, and bias_positions only with a bias, got {window} and "
-            f"{bias_positions}"
-        )
-    if not 0 <= softcap < math.inf or (softcap and (bias is not None or tables is not None)):
-        raise ConfigError(
-            f"attention: expected a finite softcap of at least 0, and 0 with a bias or tables, got {softcap}"
-        )
+    _check_scores(window, softcap, bias, bias_positions, tables)
     if tables is not None and (causal or bias is not None or kv_heads != n_head):
         raise ConfigError(
             "attention: expected position tables only without causal and bias, and with as many key heads"
@@ -89,6 +81,21 @@ def attention(
     if tables is not None:
         weights += tables.weights(n_head, head_dim)
     return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
+
+
+def _check_scores(
+    window: int, softcap: float, bias: Weights | None, bias_positions: int, tables: PositionTables | None
+) -> None:
+    """Raise ConfigError for arguments that do not fit each other."""
+    if window < 0 or (bias_positions < 1 if bias else bias_positions):
+        raise ConfigError(
+            f"attention: expected a window of at least 0, and bias_positions only with a bias, got {window} and "
+            f"{bias_positions}"
+        )
+    if not 0 <= softcap < math.inf or (softcap and (bias is not None or tables is not None)):
+        raise ConfigError(
+            f"attention: expected a finite softcap of at least 0, and 0 with a bias or tables, got {softcap}"
+        )
 
 
 def _position_attrs(tables: PositionTables | None) -> dict[str, Attr]:
