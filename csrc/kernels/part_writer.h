@@ -17,50 +17,14 @@ struct FinishedPart {
     int rows;  // to write
 };
 
-// Writes the next `rows` rows of a part, which has whole vectors of columns.
-template <Format kFormat, Activation kActivation>
-FA_INLINE void write_rows(const LinearArgs& args, const FinishedPart& part, int rows) {
-    using Dot = typename Blocks<kFormat>::Dot;
-    const ColumnTerms first = column_terms<kFormat>(args, part.column, kLanes);
-    const ColumnTerms second = column_terms<kFormat>(args, part.column + kLanes, kLanes);
-    const float* sums = part.sums;
-    const auto value = [&](const float* sum, const ColumnTerms& terms, int row) __attribute__((always_inline)) {
-        return activate<kActivation, true>(scaled<kFormat>(args, row, Dot::load_sum(sum), terms));
-    };
-    for (int row = part.row; row < part.row + rows; ++row, sums += kTileWords) {
-        Vec y0 = value(sums, first, row), y1 = value(sums + part.vec, second, row);
-        if (args.residual != nullptr) {
-            const float* residual = args.residual + row * args.residual_stride + part.column;
-            y0 = add(load(residual), y0);
-            y1 = add(load(residual + kLanes), y1);
-        }
-        store_result<kFormat>(args, row, part.c_column, y0);
-        store_result<kFormat>(args, row, part.c_column + kLanes, y1);
-    }
-}
-
-// The same for a part with fewer columns.
-template <Format kFormat, Activation kActivation>
-__attribute__((noinline)) void write_part(const LinearArgs& args, const FinishedPart& part, int rows) {
-    for (int j = 0; j < kBlockVecs; ++j) {
-        const int column = part.column + j * kLanes, columns = args.n - column;
-        if (columns <= 0) return;
-        const Tile tile{.partial = const_cast<float*>(part.sums) + j * part.vec,
-                        .row = part.row,
-                        .column = column,
-                        .c_column = part.c_column + j * kLanes};
-        finish_columns<kFormat, kActivation, 1, true, SumLayout{.row = kTileWords, .vec = 0}>(
-            args, tile, rows, 0, columns < kLanes ? columns : kLanes);
-    }
-}
-
 // Writes finished parts to c between the products of the next block, so that vector units and tiles work at the same
 // time. It writes a row or two at a time: a core looks ahead some hundred instructions, and must find the next product
-// among them.
+// among them. So it also keeps the instructions of a row few.
 template <Format kFormat, Activation kActivation>
 class PartWriter {
 public:
-    explicit PartWriter(const LinearArgs& args) : args_(args) {}
+    explicit PartWriter(const LinearArgs& args)
+        : args_(args), bfloat16_(kFormat == Format::kBfloat16 && args.c_bfloat16), stream_(args.c_stream) {}
     // Starts to write `part`, spread over `calls` calls of step().
     void start(const FinishedPart& part, int64_t calls) {
         write_all();
@@ -68,6 +32,8 @@ public:
         if (part.column >= args_.n) part_.rows = 0;
         whole_ = args_.n - part.column >= kBlockVecs * kLanes;
         rows_per_call_ = static_cast<int>((part_.rows + calls - 1) / calls);
+        c_ = args_.c + part.row * args_.c_stride + (bfloat16_ ? part.c_column / 2 : part.c_column);
+        residual_ = args_.residual ? args_.residual + part.row * args_.residual_stride + part.column : nullptr;
     }
     __attribute__((always_inline)) void step() {
         if (part_.rows > 0) write(rows_per_call_ < part_.rows ? rows_per_call_ : part_.rows);
@@ -77,17 +43,67 @@ public:
     }
 
 private:
+    using Dot = typename Blocks<kFormat>::Dot;
+
     __attribute__((always_inline)) void write(int rows) {
         if (whole_)
-            write_rows<kFormat, kActivation>(args_, part_, rows);
+            write_rows(rows);
         else
-            write_part<kFormat, kActivation>(args_, part_, rows);
+            write_columns(rows);
         part_.sums += rows * kTileWords;
         part_.row += rows;
         part_.rows -= rows;
     }
+
+    // Writes the next `rows` rows of a part, which has whole vectors of columns.
+    __attribute__((always_inline)) void write_rows(int rows) {
+        const ColumnTerms first = column_terms<kFormat>(args_, part_.column, kLanes);
+        const ColumnTerms second = column_terms<kFormat>(args_, part_.column + kLanes, kLanes);
+        const float* sums = part_.sums;
+        for (int i = 0; i < rows; ++i, sums += kTileWords, c_ += args_.c_stride) {
+            const int row = part_.row + i;
+            Vec y0 = value(sums, row, first), y1 = value(sums + part_.vec, row, second);
+            if (residual_ != nullptr) {
+                y0 = add(load(residual_), y0);
+                y1 = add(load(residual_ + kLanes), y1);
+                residual_ += args_.residual_stride;
+            }
+            if (bfloat16_ && stream_) {
+                stream_bf16(reinterpret_cast<uint16_t*>(c_), y0, y1);
+            } else if (bfloat16_) {
+                store_bf16(reinterpret_cast<uint16_t*>(c_), y0, y1);
+            } else if (stream_) {
+                stream(c_, y0);
+                stream(c_ + kLanes, y1);
+            } else {
+                store(c_, y0);
+                store(c_ + kLanes, y1);
+            }
+        }
+    }
+    __attribute__((always_inline)) Vec value(const float* sum, int row, const ColumnTerms& terms) const {
+        return activate<kActivation, true>(scaled<kFormat>(args_, row, Dot::load_sum(sum), terms));
+    }
+
+    // The same for a part with fewer columns.
+    __attribute__((noinline)) void write_columns(int rows) {
+        for (int j = 0; j < kBlockVecs; ++j) {
+            const int column = part_.column + j * kLanes, columns = args_.n - column;
+            if (columns <= 0) return;
+            const Tile tile{.partial = const_cast<float*>(part_.sums) + j * part_.vec,
+                            .row = part_.row,
+                            .column = column,
+                            .c_column = part_.c_column + j * kLanes};
+            finish_columns<kFormat, kActivation, 1, true, SumLayout{.row = kTileWords, .vec = 0}>(
+                args_, tile, rows, 0, columns < kLanes ? columns : kLanes);
+        }
+    }
+
     const LinearArgs& args_;
+    const bool bfloat16_, stream_;
     FinishedPart part_{};
+    float* c_ = nullptr;               // of the next row; two bfloat16 per float
+    const float* residual_ = nullptr;  // of the next row, or null
     bool whole_ = true;
     int rows_per_call_ = 0;
 };

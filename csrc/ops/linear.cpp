@@ -79,12 +79,14 @@ Limits limits_of(const KernelTable& kernels, const LinearOp& op) {
     return {.tile_rows = tile.rows, .rows = blocks * kLinearRowBlock, .chunks = 4};
 }
 
-// True if the output is larger than the caches. Writing whole lines without reading them first halves the traffic.
+// True if the output is larger than the caches. Writing whole lines without reading them first halves the traffic. An
+// output that overwrites the residual is read first in any case.
 bool streams(const Team& team, const KernelTable& kernels, const LinearOp& op) {
     constexpr int64_t kCacheBytes = int64_t{512} << 10, kLine = 64;
     if (!kernels.linear_tile[static_cast<int>(op.weights.format)].many_rows) return false;
     const bool rounded = op.rounded.format != Format::kFloat32;
     const void* out = rounded ? static_cast<const void*>(op.rounded.to.words) : op.out.data;
+    if (out != nullptr && out == op.residual.data) return false;
     const int64_t row_bytes = kWordBytes * (rounded ? quantized_stride(op.rounded.words) : op.out.stride);
     return out != nullptr && op.x.rows * row_bytes > kCacheBytes * team.size() && op.out.width % kPanelWidth == 0 &&
            row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;

@@ -228,13 +228,17 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 #endif
-// Not the AVX512BF16 instruction, which flushes denormals to 0: stored values must be the same on every target.
-FA_INLINE Words round_bf16(Vec a) {
+// Rounds to bfloat16, in the high half of each lane. Not the AVX512BF16 instruction, which flushes denormals to 0: stored
+// values must be the same on every target.
+FA_INLINE __m512i high_bf16(Vec a) {
     const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    return {_mm512_srli_epi32(_mm512_mask_blend_epi32(is_nan(a).m, rounded, quiet), 16)};
+    return _mm512_mask_blend_epi32(is_nan(a).m, rounded, quiet);
+}
+FA_INLINE Words round_bf16(Vec a) {
+    return {_mm512_srli_epi32(high_bf16(a), 16)};
 }
 FA_INLINE void store_bf16(uint16_t* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
@@ -242,6 +246,18 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a) {
 
 FA_INLINE void stream_bf16(uint16_t* p, Vec a) {  // p is a multiple of 32 bytes; see stream
     _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(round_bf16(a).v));
+}
+// 32 adjacent values, of which b has the second half. stream_bf16: p is a multiple of 64 bytes; see stream.
+FA_INLINE __m512i pair_bf16(Vec a, Vec b) {
+    const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                         23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_permutex2var_epi16(high_bf16(a), odd, high_bf16(b));
+}
+FA_INLINE void store_bf16(uint16_t* p, Vec a, Vec b) {
+    _mm512_storeu_si512(p, pair_bf16(a, b));
+}
+FA_INLINE void stream_bf16(uint16_t* p, Vec a, Vec b) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), pair_bf16(a, b));
 }
 
 #if defined(__AVX512VNNI__)
