@@ -81,6 +81,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 2}, "sliding_window"),
     ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
     ("qwen2", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
+    ("llama", {"rope_interleaved": True}, "rope_interleaved"),
+    ("qwen2", {"use_mrope": True}, "use_mrope"),
     ("qwen3", {"head_dim": None}, "head_dim"),
     ("qwen3", {"max_window_layers": -1}, "max_window_layers"),
     ("gpt_neox", {"rope_theta": 77.0}, "rope_theta"),

@@ -37,7 +37,7 @@ LAYOUT = Layout(
     unused=(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", UNUSED_HEADS),
 )
 ARCHITECTURES = (*architectures("Llama"), "LLaMAForCausalLM")
-HARMLESS = "attention_dropout pretraining_tp rope_interleaved"
+HARMLESS = "attention_dropout is_llama_config pretraining_tp"
 
 
 @unchangeable
@@ -119,6 +119,7 @@ def read_sizes(
     else:
         dim = size_of_heads(c, width, n_head, may_be_null=null_head_dim)
     max_positions = c.size("max_position_embeddings", positions)
+    c.must_be("rope_interleaved", False, None)
     rope = read_rope(c, head_dim=dim, max_positions=max_positions, theta=theta)
     check_rotary(c, dim, rope)
     return {
