@@ -233,7 +233,7 @@ void kv_store(const std::string& target, const py::array& k, const py::array& v,
 template <bool kProbs>
 py::array attention(const std::string& target, const py::array& q, const py::array& blocks, int kv_len, int q_position,
                     bool causal, float scale, const MaybeArray& mask, const std::string& format, int rows_per_head,
-                    int window, const MaybeArray& bias) {
+                    int window, const MaybeArray& bias, float softcap) {
     const Rows queries = rows_of("q", q), m = rows_of("mask", mask, queries.rows, kv_len);
     const Format kept = kv_format_from(format);
     if (mask && kept != Format::kFloat32) throw py::value_error("mask: only with float32");
@@ -241,6 +241,7 @@ py::array attention(const std::string& target, const py::array& q, const py::arr
         throw py::value_error("rows_per_head: expected a divisor of the rows");
     const int heads = rows_per_head > 0 ? queries.rows / rows_per_head : 1;
     if (window < 0) throw py::value_error("window: expected at least 0");
+    if (softcap != 0.0f && (mask || bias)) throw py::value_error("softcap: only without mask and bias");
     const Rows biases = rows_of("bias", bias, rows_per_head > 0 ? queries.rows : 1, -1);
     const int bias_positions = causal ? biases.n : (biases.n + 1) / 2;
     if (bias && bias_positions < kv_len) throw py::value_error("bias: expected one for each relative position");
@@ -266,7 +267,8 @@ py::array attention(const std::string& target, const py::array& q, const py::arr
                                                           .scale = scale,
                                                           .window = window,
                                                           .bias = bias ? biases.data + bias_positions - 1 : nullptr,
-                                                          .bias_stride = biases.stride});
+                                                          .bias_stride = biases.stride,
+                                                          .softcap = softcap});
     return out;
 }
 
@@ -378,7 +380,7 @@ void register_kernels(py::module_& module) {
          {std::pair{"attention", &attention<false>}, std::pair{"attention_probs", &attention<true>}})
         m.def(name, kernel, target, q, blocks, py::kw_only(), kv_len, py::arg("q_position") = 0,
               py::arg("causal") = false, py::arg("scale") = 1.0f, py::arg("mask") = none, py::arg("format") = "float32",
-              py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none);
+              py::arg("rows_per_head") = 0, py::arg("window") = 0, py::arg("bias") = none, py::arg("softcap") = 0.0f);
     m.def("softmax_f32", &softmax_f32, target, x, py::kw_only(), py::arg("log") = false);
     m.def("activation_f32", &activation_f32, target, x, py::kw_only(), py::arg("activation"), py::arg("rough") = false);
     m.def("add_f32", &combine<&KernelTable::add_f32>, target, x, py::arg("y"));

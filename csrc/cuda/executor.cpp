@@ -38,19 +38,20 @@ std::vector<int32_t> starts_of(const StepInput& step) {
     return starts;
 }
 
-// The attention kernels have no tables of relative positions yet.
-void check_positions(const ProgramSpec& spec) {
-    const auto has_columns = [](const AttentionAttrs* attrs) { return attrs != nullptr && attrs->has_columns; };
-    for (const OpSpec& op : spec.ops) {
-        if (op.is<WindowRowsAttrs>())
-            throw Error(ErrorKind::kConfig,
-                        "device: expected \"cpu\" for a model with a convolution over tokens, got \"cuda\"");
-        if (has_columns(op.as<AttentionAttrs>()) || has_columns(op.as<AttentionProbsAttrs>()))
-            throw Error(
-                ErrorKind::kConfig,
-                "device: expected \"cpu\" for a model whose attention has tables of relative positions (DeBERTa), "
-                "got \"cuda\"; load it with device=\"cpu\"");
-    }
+// There is no kernel for the neighbors of rows yet.
+void check_no_windows(const OpSpec& op) {
+    if (op.is<WindowRowsAttrs>())
+        throw Error(ErrorKind::kConfig,
+                    "device: expected \"cpu\" for a model with a convolution over tokens, got \"cuda\"");
+}
+
+// The attention kernels have no tables of relative positions and no soft-capped scores yet.
+void check_attention(const AttentionAttrs* attrs) {
+    if (attrs == nullptr || (!attrs->has_columns && attrs->softcap == 0.0f)) return;
+    const std::string what = attrs->has_columns ? "attention has tables of relative positions (DeBERTa)"
+                                                : "attention scores are soft-capped (Gemma 2)";
+    throw Error(ErrorKind::kConfig,
+                "device: expected \"cpu\" for a model whose " + what + ", got \"cuda\"; load it with device=\"cpu\"");
 }
 
 }  // namespace
@@ -61,7 +62,11 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     const std::lock_guard lock(engine_->mutex());
     const UseDevice current;
     check_spec(spec_);
-    check_positions(spec_);
+    for (const OpSpec& op : spec_.ops) {
+        check_no_windows(op);
+        check_attention(op.as<AttentionAttrs>());
+        check_attention(op.as<AttentionProbsAttrs>());
+    }
     weights_ = find_weights(spec_, *engine_);
     find_rough_activations(
         spec_, [this](int32_t weight) { return weights_[static_cast<size_t>(weight)]->type != Type::kFloat32; });

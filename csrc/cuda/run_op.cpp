@@ -36,6 +36,7 @@ struct Executor::OpRun {
     void launch(const EmbeddingAttrs& attrs) const;
     void launch(const AddAttrs&) const;
     void launch(const MultiplyAttrs&) const;
+    void launch(const ScaleAttrs&) const;
     void launch(const LayerNormAttrs& attrs) const;
     void launch(const RmsNormAttrs& attrs) const;
     void launch(const RotaryAttrs& attrs) const;
@@ -117,6 +118,18 @@ void Executor::OpRun::launch(const AddAttrs&) const {
 
 void Executor::OpRun::launch(const MultiplyAttrs&) const {
     launch_multiply(pair(), stream());
+}
+
+void Executor::OpRun::launch(const ScaleAttrs&) const {
+    const View x = in(0);
+    launch_multiply({.a = x.data,
+                     .a_stride = x.stride,
+                     .b = vector(0),
+                     .b_stride = 0,
+                     .rows = rows(),
+                     .width = width(),
+                     .out = out()},
+                    stream());
 }
 
 void Executor::OpRun::launch(const LayerNormAttrs& attrs) const {

@@ -3,6 +3,7 @@
 // Online softmax, as in the FlashAttention papers. A query row visits its blocks in order:
 //   attention_scores.h    S = Q K^T
 //   attention_positions.h S plus scores of relative positions, if there are any
+//   attention_softcap.h   softcap tanh(S / softcap), if there is a softcap
 //   attention_softmax.h   P = e^(S - m), and the running maximum m and sum l
 //   attention_values.h    O, the accumulator of P V
 //   attention_tiles.h     the same products on AMX tiles
@@ -12,6 +13,7 @@
 // a row's bits do not depend on the grouping of rows, the chunks of a prompt or the current length of the sequence.
 #pragma once
 #include "kernels/attention_positions.h"
+#include "kernels/attention_softcap.h"
 #include "kernels/attention_tiles.h"
 
 namespace fastattn::FASTATTN_TARGET {
@@ -62,6 +64,7 @@ void attend(const AttentionArgs& args, Workspace& work) {
         const int vecs = vecs_of(args, q, block);
         scores_of_target<kFormat>(args, work, kv, vecs);
         if (args.positions) add_positions<kFormat>(args, q, work.block, block, vecs);
+        if (args.softcap != 0.0f) cap_scores<kFormat>(args, q, work.block, vecs);
         find_maxima<kFormat>(args, q, work.block, block, vecs);
         exponentiate<kFormat>(args, work, kv, block, vecs);
         values_of_target<kFormat>(args, work, kv, block, next.keys);
@@ -113,6 +116,7 @@ void probs_row(const AttentionArgs& args, Workspace& work) {
         const int vecs = vecs_of(args, q, block), count = visible(args, q.first, block).end;
         score_block<kFormat>(args, q, work.block, kv, vecs);
         if (args.positions) add_positions<kFormat>(args, q, work.block, block, vecs);
+        if (args.softcap != 0.0f) cap_scores<kFormat>(args, q, work.block, vecs);
         find_maxima<kFormat>(args, q, work.block, block, vecs);
         for (int i = 0; i < count; i += kLanes)
             store_partial(probs + block * kBlockLen + i, load(work.block.s + i), clamp_to(count - i, kLanes));

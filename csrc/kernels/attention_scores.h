@@ -13,7 +13,8 @@ FA_INLINE void read_queries_int8(const AttentionArgs& args, QueryRows& q) {
     const Vec scale = quantize_rows(from, args.q_stride, q.count, args.head_dim, q.room, kMaxRowWords).scale;
     // Above 0, so that a score of -inf stays -inf. NaN stays NaN.
     q.scale = max(broadcast(0x1p-126f), mul(scale, broadcast(args.scale * kLog2E)));
-    q.late_scale = args.bias == nullptr && args.positions == nullptr ? q.scale.all() : broadcast(1.0f);
+    const bool late = args.bias == nullptr && args.positions == nullptr && args.softcap == 0.0f;
+    q.late_scale = late ? q.scale.all() : broadcast(1.0f);
     if constexpr (kInt8Offset == 0) return;
     const Words ones = broadcast_word(0x01010101);
     Words sum[kLanes];

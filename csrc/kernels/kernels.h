@@ -163,6 +163,9 @@ struct AttentionArgs {
     int64_t bias_stride = 0;
     // The sum of its two scores, times `scale`, is added to a score. Only if rows are positions, without mask and bias.
     const PositionScores* positions = nullptr;
+    // A scaled score s becomes softcap * tanh(s / softcap) (Gemma 2). 0: it does not change. Only without mask, bias
+    // and positions.
+    float softcap = 0.0f;
 };
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =

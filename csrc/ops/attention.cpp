@@ -73,7 +73,8 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .scale = op.scale,
             .window = op.window,
             .bias = op.bias == nullptr ? nullptr : op.bias + head * op.bias_stride,
-            .bias_stride = op.bias_stride};
+            .bias_stride = op.bias_stride,
+            .softcap = op.softcap};
 }
 
 // Calls run(begin, end, position) for runs of query rows at consecutive positions.

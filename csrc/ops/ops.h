@@ -143,6 +143,7 @@ struct AttentionOp {
     float* probs = nullptr;  // attention_probs: [n_maps, q_len, kv_len] of each sequence, concatenated; else null
     int32_t first_head = 0, n_maps = 0;  // attention_probs: the heads [first_head, first_head + n_maps)
     int32_t window = 0;
+    float softcap = 0.0f;  // 0: none; only without bias and positions
     // bias[j - p] of head 0 is added to the score of position j for a query at p. bias_stride: floats between heads.
     const float* bias = nullptr;
     int64_t bias_stride = 0;

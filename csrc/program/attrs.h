@@ -28,6 +28,10 @@ struct MultiplyAttrs {
     static const OpKind kKind;
 };
 
+struct ScaleAttrs {
+    static const OpKind kKind;
+};
+
 struct LayerNormAttrs {
     static const OpKind kKind;
     float eps = 0.0f;
@@ -70,6 +74,7 @@ struct AttentionAttrs {
     float scale = 0.0f;
     Gather q_rows = Gather::kTokens;
     int32_t window = 0;
+    float softcap = 0.0f;  // 0: none
     bool has_bias = false;
     int32_t bias_positions = 0;  // the most positions of a sequence for which the table has biases
 
@@ -109,8 +114,8 @@ struct L2NormalizeAttrs {
     float eps = 0.0f;
 };
 
-using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, LayerNormAttrs, RmsNormAttrs, RotaryAttrs,
-                           LinearAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
+using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, ScaleAttrs, LayerNormAttrs, RmsNormAttrs,
+                           RotaryAttrs, LinearAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
                            GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs>;
 
 }  // namespace fastattn

@@ -27,6 +27,13 @@ void run(const MultiplyAttrs&, const OpRun& op) {
     ops::combine(op.team, op.model.kernels.multiply_f32, op.in(0), op.in(1), op.out());
 }
 
+// A row of the second input is always the weight.
+void run(const ScaleAttrs&, const OpRun& op) {
+    const View x = op.in(0);
+    const View factors{.data = const_cast<float*>(op.vector(0)), .rows = x.rows, .stride = 0, .width = x.width};
+    ops::combine(op.team, op.model.kernels.multiply_f32, x, factors, op.out());
+}
+
 void run(const ActivationAttrs& attrs, const OpRun& op) {
     ops::activation(op.team, op.model.kernels, op.in(0), op.out(), attrs.activation, attrs.rough);
 }
@@ -139,6 +146,7 @@ ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View
             .scratch = op.memory.scratch(),
             .thread_blocks = cached ? nullptr : op.memory.thread_blocks(),
             .window = attrs.window,
+            .softcap = attrs.softcap,
             .bias = attrs.has_bias ? op.vector(0) + attrs.bias_positions - 1 : nullptr,
             .bias_stride = attrs.bias_columns(),
             .positions = positions};

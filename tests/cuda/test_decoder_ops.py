@@ -21,7 +21,7 @@ def cuda(made: DecoderProgram, dtype: str = "float32") -> CudaExecutor:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("which", [None, "wanted", "first", "last"])
 def test_float32_has_the_bits_of_the_cpu(gpu: str, interleaved: bool, which: str | None) -> None:
-    made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4)
+    made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4, scaled=True)
     step = step_of(3, 0, 5, 1, 66, 0, wanted=WANTED)
     expected = CpuExecutor(optimize(made.program), made.sources, threads=1).run(step)["y"]
     executor = cuda(made)

@@ -82,10 +82,13 @@ def attention_reference(
     q_position: int,
     mask: F32 | None,
     window: int = 0,
+    softcap: float = 0.0,
     dtype: type = np.float64,
 ) -> tuple[NDArray, NDArray]:
     """Return output and probabilities of the plain formula in `dtype`."""
     scores = (q.astype(dtype) @ k.astype(dtype).T) * dtype(scale)
+    if softcap:
+        scores = dtype(softcap) * np.tanh(scores / dtype(softcap))
     if mask is not None:
         scores = scores + mask.astype(dtype)
     relative = np.arange(len(k)) - (q_position + np.arange(len(q)))[:, None]

@@ -105,6 +105,7 @@ def rounded_reference(
     q_position: int,
     *,
     window: int = 0,
+    softcap: float = 0.0,
     bias: F32 | None = None,
 ) -> tuple[F64, F64, F64, F64, F64]:
     """Return output and probabilities for q, k and v rounded to the format, and bounds of both."""
@@ -116,7 +117,10 @@ def rounded_reference(
     else:
         wide = [bytes_.astype(np.float64) * scales for bytes_, scales in map(_int8, (q, k, v))]
     options: Any = {"scale": scale, "causal": causal, "q_position": q_position, "mask": bias, "window": window}
+    options["softcap"] = softcap
     out, probs = attention_reference(*wide, **options)
+    if softcap:  # the error of tanh, a division and a product, relative to a score that is no larger than before
+        wide_bias = 2 * np.abs(wide[0] @ wide[1].T) * scale
     if format == "bfloat16":
         bound = tolerances.attention_bfloat16(wide[0], wide[1], probs, wide[2], scale, wide_bias)
     else:

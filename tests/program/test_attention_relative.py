@@ -1,4 +1,4 @@
-"""Attention with a window and with biases by relative position in Programs: near the formulas, with equal bits."""
+"""Attention with windows, soft caps and biases by relative position in Programs: near the formulas, with equal bits."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "alibi": {"bias": "alibi"},
     "learned": {"bias": "learned"},
     "both": {"window": 64, "bias": "learned"},
+    "softcap": {"softcap": 1.5, "scaled": True},
+    "softcap-window": {"softcap": 0.25, "window": 17},
 }
 FORMATS = (("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "int8"), ("int4", "int8"))
 
@@ -129,7 +131,7 @@ for variant in VARIANTS:
 
 
 def test_all_targets_have_the_same_bits() -> None:
-    assert_same_on_targets(printed_on_targets(PRINT), count=32, without_bfloat16=24)
+    assert_same_on_targets(printed_on_targets(PRINT), count=48, without_bfloat16=36)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -180,7 +182,7 @@ def test_texts_beyond_the_table() -> None:
         CpuExecutor(replace(made.program, max_positions=POSITIONS + 1), made.sources)
 
 
-def changed(made: DecoderProgram, **attrs: int | bool) -> None:
+def changed(made: DecoderProgram, **attrs: float | bool) -> None:
     ops = [replace(op, attrs={**op.attrs, **attrs}) if op.kind == "attention" else op for op in made.program.ops]
     CpuExecutor(replace(made.program, ops=tuple(ops)), made.sources)
 
@@ -188,6 +190,11 @@ def changed(made: DecoderProgram, **attrs: int | bool) -> None:
 def test_programs_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="attention: expected a window of at least 0, got -1"):
         changed(decoder_program(window=3), window=-1)
+    for softcap in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="attention: expected a finite softcap of at least 0"):
+            changed(decoder_program(), softcap=softcap)
+    with pytest.raises(ConfigError, match="attention: expected a finite softcap of at least 0, and 0 with a bias"):
+        changed(decoder_program(bias="alibi"), softcap=1.0)
     with pytest.raises(ConfigError, match="attention: expected 1 weights, got 0"):
         changed(decoder_program(), has_bias=True, bias_positions=POSITIONS)
     with pytest.raises(ConfigError, match="attention: expected biases for 320 positions, got 5"):
@@ -205,6 +212,9 @@ def test_arguments_that_do_not_fit() -> None:
     options: dict[str, Any] = {"layer": 0, "n_head": 2, "causal": True}
     for wrong in ({"window": -1}, {"bias": w["bias"]}, {"bias_positions": 7}):
         with pytest.raises(ConfigError, match="attention: expected a window of at least 0, and bias_positions"):
+            attention(x, x, x, **options, **wrong)
+    for wrong in ({"softcap": -1.0}, {"softcap": 1.0, "bias": w["bias"], "bias_positions": 7}):
+        with pytest.raises(ConfigError, match="attention: expected a finite softcap of at least 0"):
             attention(x, x, x, **options, **wrong)
 
 

@@ -63,9 +63,13 @@ def loaded(folder: Path, family: str) -> Loaded:
 
 
 def loaded_decoder() -> Loaded:
-    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4, window=5, bias="alibi")
+    engine, made = _core.Engine(2), decoder_program(layers=2, heads=4, window=5, bias="alibi", scaled=True)
     marked = with_outputs(made.program, attentions=True)
-    programs = [made.program, marked, decoder_program(which="last", layers=2, heads=4).program]
+    programs = [
+        made.program,
+        marked,
+        decoder_program(which="last", layers=2, heads=4, softcap=3.0, scaled=True).program,
+    ]
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
     return Loaded(engine, tuple(spec_of(program, "float32") for program in programs))
 
@@ -114,7 +118,7 @@ WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positio
          "none", "relu", "")  # fmt: skip
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
          "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows",
-         "window", "size", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
+         "window", "size", "softcap", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
          "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)

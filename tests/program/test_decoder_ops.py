@@ -29,7 +29,7 @@ def executor_of(
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("which", [None, "wanted", "first", "last"])
 def test_every_op(dtype: str, interleaved: bool, which: str | None) -> None:
-    made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4)
+    made = decoder_program(interleaved=interleaved, dimensions=10, which=which, layers=2, heads=4, scaled=True)
     for program in (made.program, optimize(made.program)):
         check_program(program, made.sources, step_of(3, 0, 5, 1, 90, 0, wanted=[2, 4, 8, 98]), dtype)
 

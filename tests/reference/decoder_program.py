@@ -10,7 +10,7 @@ import numpy as np
 from fastattn.checkpoint import ArraySource, ComputedSource, WeightSource
 from fastattn.graph.attention_bias import AlibiBias, RelativeBias, T5Buckets, alibi_slopes
 from fastattn.graph.ir import Program, Step
-from fastattn.graph.kinds import activate, attention, embedding, gather_rows, linear, rms_norm, rotary
+from fastattn.graph.kinds import activate, attention, embedding, gather_rows, linear, rms_norm, rotary, scale
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.tensor import Tensor, Tokens, Tracer, Weights
 
@@ -48,11 +48,14 @@ def decoder_program(
     heads: int = HEADS,
     causal: bool = True,
     window: int = 0,
+    softcap: float = 0.0,
+    scaled: bool = False,
     bias: str | None = None,
 ) -> DecoderProgram:
     """Trace the Program. which: None for an output of every token, or the rows that gather_rows selects.
 
-    window: of every second layer, from the first on. bias: None, or a key of BIASES for one that all layers read.
+    window: of every second layer, from the first on. softcap: of all layers. scaled: whether the op scale follows the
+    embeddings and the last layer. bias: None, or a key of BIASES for one that all layers read.
     """
     tracer = Tracer()
     w, width = Weights(tracer, AllNames()), heads * HEAD_DIM
@@ -64,6 +67,7 @@ def decoder_program(
         )
 
     x = embedding(w["wte"], Tokens().ids, 50, width)
+    x = scale(x, w["factors"]) if scaled else x
     for layer in range(layers):
         b = w[f"h.{layer}"]
         normed = rms_norm(x, b["norm"], 1e-6)
@@ -79,12 +83,14 @@ def decoder_program(
             n_kv_head=HEADS,
             causal=causal,
             window=0 if layer % 2 else window,
+            softcap=softcap,
             bias=w["bias"] if bias else None,
             bias_positions=POSITIONS if bias else 0,
         )
         normed = rms_norm(y, b["mlp_norm"], 1e-6)
         gate, up = (linear(normed, b[name], 72, bias=False) for name in ("gate", "up"))
         x = y + linear(activate(gate, "silu") * up, b["down"], width, bias=False)
+    x = scale(x, w["factors"]) if scaled else x
     outputs = {"y": x if which is None else gather_rows(x, which)}
     program = tracer.program(outputs, POSITIONS)
     sources = sources_of(program, table)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastattn.checkpoint import ArraySource
 from fastattn.graph.ir import Program
 from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import mpnet
+from fastattn.models.names import resolve_names
 from fastattn.models.registry import FAMILIES, Family, find_family
 from fastattn.models.tasks import Task
 from tests.reference.checkpoints import write
@@ -40,6 +42,9 @@ _RELATIVE = {"relative_attention": True, "position_buckets": 16, "pos_att_type":
 _LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 40}  # fmt: skip
 _WINDOWS = {"use_sliding_window": True, "max_window_layers": 1}
+_CAPS = {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0}
+_PATTERN = {"head_dim": 40, "sliding_window_pattern": 2}
+_BOTH = {"use_bidirectional_attention": True, "sliding_window": 40}
 _ALIBI = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
 
 
@@ -56,7 +61,12 @@ class Variant:
 
 
 def _variant(*without: str, **config: Any) -> Variant:
-    others = {"gpt2": "n_inner", "distilbert": "hidden_dim"}  # their names of intermediate_size
+    others = {
+        "gpt2": "n_inner",
+        "gptj": "n_inner",
+        "distilbert": "hidden_dim",
+        "opt": "ffn_dim",
+    }  # their names of intermediate_size
     own = others.get(config["model_type"], "intermediate_size")
     sizes = {own if key == "intermediate_size" else key: size for key, size in _SIZES.items()}
     return Variant({**sizes, **config}, without)
@@ -84,6 +94,18 @@ VARIANTS: Mapping[str, Variant] = {
     "qwen2": _variant(model_type="qwen2", num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True),
     "qwen3": _variant(model_type="qwen3", num_key_value_heads=3, head_dim=40, sliding_window=16, **_WINDOWS),
     "smollm3": _variant(model_type="smollm3", num_key_value_heads=3, no_rope_layers=[0, 1]),
+    "gemma": _variant(model_type="gemma", num_key_value_heads=1, head_dim=40),
+    "gemma2": _variant(model_type="gemma2", num_key_value_heads=3, head_dim=32, sliding_window=20, **_CAPS),
+    "gemma3_text": _variant(model_type="gemma3_text", num_key_value_heads=1, sliding_window=20, **_PATTERN),
+    "embedding-gemma": _variant(model_type="gemma3_text", num_key_value_heads=1, **_PATTERN, **_BOTH),
+    "phi3": _variant(model_type="phi3", num_key_value_heads=1, sliding_window=70, partial_rotary_factor=0.5),
+    "olmo2": _variant(model_type="olmo2", num_key_value_heads=3, attention_bias=True),
+    "stablelm": _variant(model_type="stablelm", num_key_value_heads=1),
+    "gpt_neox": _variant(model_type="gpt_neox", hidden_act="gelu"),
+    "gptj": _variant(model_type="gptj", n_positions=140, rotary_dim=16),
+    "gpt_neo": _variant(model_type="gpt_neo", attention_types=[[["global", "local"], 1]], window_size=20),
+    "opt": _variant(model_type="opt", word_embed_proj_dim=64, do_layer_norm_before=False),
+    "bloom": _variant(model_type="bloom", seq_length=140),
     "jina_bert": _variant("layer_norm_q", **_ALIBI),
     "jina_bert-code": _variant(**_ALIBI),
 }
@@ -114,15 +136,26 @@ def trace(variant: Variant, task: Task) -> Program:
     return family.build(family.read_config(variant.config), Weights(Tracer(), names), task)
 
 
+def _computed(family: Family, config: Any, stored: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Return the names of the weights that a family computes, from the tensors `stored` if it needs some."""
+    if family.computed is None or family in (FAMILIES["deberta-v2"], FAMILIES["mpnet"]):
+        return set()
+    sources = {name: ArraySource(name, np.zeros(shape, np.float32)) for name, shape in stored.items()}
+    return set(family.computed(config, resolve_names(sources, family.layout)))
+
+
 def shapes(variant: Variant, task: Task) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors of a checkpoint with this head."""
     family, program = variant.family, trace(variant, task)
     config: Any = family.read_config(variant.config)
+    hidden = family.hidden_tensors(config)
+    stored = dict(hidden) if isinstance(hidden, Mapping) else {}
+    computed = _computed(family, config, stored)
     found = {}
     for name, weight in program.weights.items():
-        zeros = family is FAMILIES["modernbert"] and name.endswith("norm.bias")  # computed, as norm_bias is False
-        if not weight.exact and not zeros:
+        if not weight.exact and name not in computed:
             found[name] = weight.shape[::-1] if weight.transposed else weight.shape
+    found |= stored
     if family is FAMILIES["deberta-v2"]:
         tables = [name for name in found if ".self.position_" in name]  # computed from these tensors
         found = {name: shape for name, shape in found.items() if name not in tables}
@@ -153,7 +186,8 @@ def write_variant(folder: Path, name: str, task: Task, **options: Any) -> Path:
 
 
 def heads() -> Iterator[tuple[str, Task]]:
-    """Yield every variant with every task of its family."""
+    """Yield every variant with every task of its family, but no language model that reads the tokens to come."""
     for name, variant in VARIANTS.items():
         for task in variant.family.tasks:
-            yield name, task
+            if task != "causal-lm" or not variant.config.get("use_bidirectional_attention"):
+                yield name, task

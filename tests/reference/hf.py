@@ -13,6 +13,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.gptj.modeling_gptj import GPTJRotaryEmbedding
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -41,14 +42,11 @@ def save(model: Any, directory: Path) -> Path:
 
 @contextmanager
 def exact(model: Any) -> Iterator[None]:
-    """Let a model with rotary positions compute angles and softmax in float64; by default it rounds them to float32.
+    """Let a model compute rotary angles and softmax in float64; by default, many models round them to float32.
 
     The cosines and sines are then rounded to float32, as they are in a `RotaryTable`.
     """
     rotary = [module for module in model.modules() if hasattr(module, "compute_default_rope_parameters")]
-    if not rotary:
-        yield
-        return
     float32 = torch.float32
 
     def rounded(module: Any, args: Any, output: Any) -> Any:
@@ -61,6 +59,9 @@ def exact(model: Any) -> Iterator[None]:
     ):
         for module in rotary:
             _set_frequencies(module)
+        for module in model.modules():
+            if isinstance(module, GPTJRotaryEmbedding):
+                _set_angles(module)
         yield
     for handle in handles:
         handle.remove()
@@ -75,6 +76,14 @@ def _set_frequencies(module: Any) -> None:
             compute = ROPE_INIT_FUNCTIONS[rope_type]
         frequencies, _ = compute(module.config, layer_type=layer_type)
         setattr(module, f"{layer_type}_inv_freq" if by_layer else "inv_freq", frequencies.double())
+
+
+def _set_angles(module: Any) -> None:
+    """Compute the table of a GPT-J again, in float64, and round it to float32."""
+    exponents = np.arange(0, module.pos_embd_dim, 2) / module.pos_embd_dim
+    angles = np.arange(module.max_positions)[:, None] * 10000.0**-exponents
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    module.embed_positions = torch.from_numpy(table).double()
 
 
 def call(model: Any, ids: list[list[int]], **inputs: Any) -> Any:

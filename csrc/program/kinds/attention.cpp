@@ -17,6 +17,7 @@ AttentionAttrs read_attention(AttrReader& attrs) {
             .scale = attrs.number("scale"),
             .q_rows = attrs.choice("q_rows", kGatherNames),
             .window = attrs.integer("window"),
+            .softcap = attrs.number("softcap"),
             .has_bias = attrs.flag("has_bias"),
             .bias_positions = attrs.integer("bias_positions"),
             .has_columns = attrs.flag("has_columns"),
@@ -72,6 +73,9 @@ void check_heads(const OpCheck& op, const AttentionAttrs& attrs) {
     if (attrs.has_bias ? attrs.bias_positions < std::max(1, spec.max_positions) : attrs.bias_positions != 0)
         op.bad("expected biases for " + std::to_string(spec.max_positions) + " positions, got " +
                std::to_string(attrs.bias_positions));
+    if (!(attrs.softcap >= 0.0f && attrs.softcap <= std::numeric_limits<float>::max()) ||
+        (attrs.softcap > 0.0f && (attrs.has_bias || attrs.has_columns)))
+        op.bad("expected a finite softcap of at least 0, and 0 with a bias or position tables");
     check_positions(op, attrs);
     op.expect_rows(op.in(0), rows_of(attrs.q_rows));
     op.expect_width(op.in(0), int64_t{attrs.n_head} * attrs.head_dim);

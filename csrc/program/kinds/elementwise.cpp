@@ -1,4 +1,4 @@
-// The ops on one element, or on one of each input: add, multiply, activation.
+// The ops on one element, or on one of each input: add, multiply, scale, activation.
 #include "program/op_kind.h"
 
 namespace fastattn {
@@ -25,6 +25,18 @@ constinit const OpKind MultiplyAttrs::kKind{
     .read = [](AttrReader&) -> Attrs { return MultiplyAttrs{}; },
     .check = check_same,
     .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0, 1}; },
+};
+
+constinit const OpKind ScaleAttrs::kKind{
+    .name = "scale",
+    .inputs = 1,
+    .weights = 1,
+    .read = [](AttrReader&) -> Attrs { return ScaleAttrs{}; },
+    .check = [](const OpCheck& op) { op.expect_same(op.out(), op.in(0)); },
+    .needs = [](const ProgramSpec& spec, const OpSpec& op) -> std::vector<WeightNeed> {
+        return {{WeightUse::kVector, spec.out(op).width, 1}};
+    },
+    .overwrites = [](const Attrs&) -> std::vector<size_t> { return {0}; },
 };
 
 constinit const OpKind ActivationAttrs::kKind{

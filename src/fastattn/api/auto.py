@@ -61,13 +61,13 @@ class _Auto(Generic[_Loaded]):
 
 
 class AutoModelForCausalLM(_Auto[CausalLM]):
-    """Loads GPT-2 checkpoints as language models."""
+    """Loads checkpoints of decoders as language models: GPT-2, Llama, Qwen, Gemma and others."""
 
     _model, _task = CausalLM, "causal-lm"
 
 
 class AutoModel(_Auto[Encoder]):
-    """Loads checkpoints of encoders and of GPT-2 without a head."""
+    """Loads checkpoints of encoders, and of decoders without a head."""
 
     _model, _task = Encoder, "encoder"
 

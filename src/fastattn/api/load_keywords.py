@@ -33,7 +33,7 @@ _KEYWORDS: Mapping[str, Neutral] = {
     "from_flax": Neutral((False,), "convert it once to model.safetensors"),
     "from_tf": Neutral((False,), "convert it once to model.safetensors"),
     "generation_config": Neutral((), "pass the options to generate"),
-    "is_decoder": Neutral((False,), "these models are encoders, or GPT-2"),
+    "is_decoder": Neutral((False,), "these models are encoders, or decoders alone"),
     "key_mapping": Neutral((), "rename the tensors in the file"),
     "kernel_config": Neutral((), "leave it out"),
     "load_in_4bit": Neutral((False,), 'use dtype="int4"'),

@@ -178,6 +178,15 @@ def embedding_tables(program: Program) -> set[str]:
     return {op.weights[0] for op in program.ops if op.kind == "embedding"}
 
 
+def head_matrix(program: Program) -> set[str]:
+    """Return the name of the matrix that computes the logits, before they are scaled or capped; empty if none does."""
+    writers = {op.output: op for op in program.ops}
+    op = writers.get(program.outputs.get("logits", -1))
+    while op is not None and op.kind in ("scale", "activation"):
+        op = writers.get(op.inputs[0])
+    return {op.weights[0]} if op is not None and op.kind == "linear" else set()
+
+
 def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) -> dict[str, str]:
     """Return the format of each weight of a Program for a dtype.
 
@@ -187,8 +196,7 @@ def weight_formats(program: Program, dtype: str, head_dtype: str | None = None) 
     tied to a head, even in the Program of a task with another head or none. So each weight of a checkpoint has one
     format, whatever task it is loaded for.
     """
-    head = {op.weights[0] for op in program.ops if op.kind == "linear" and op.output == program.outputs.get("logits")}
-    head |= tied_embeddings(program)
+    head = head_matrix(program) | tied_embeddings(program)
     dtype = stored_dtype(dtype)
     positions = {name for op in program.ops if op.kind == "attention" for name in op.weights}
     formats = {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastattn.checkpoint.source import ComputedSource, WeightSource
+from fastattn.errors import ConfigError
 from fastattn.graph.kinds import gather_rows, linear
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.tensor import Tensor, Weights
@@ -20,12 +21,12 @@ DECODER_TASKS: tuple[Task, ...] = (
     "question-answering",
     "encoder",
 )
-CLASSIFIER_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
-# Their classifiers of texts and of tokens have the same names.
-DECODER_HEADS: Mapping[Task, tuple[str, ...]] = {
-    "sequence-classification": ("score.",),
-    "token-classification": ("score.",),
-}
+LABEL_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "token-classification", "encoder")
+SCORE_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
+UNTAGGED_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "question-answering", "encoder")
+# The prefixes of the names of classifiers, in families whose classifiers of tokens are `score` or `classifier`.
+SCORES: Mapping[Task, tuple[str, ...]] = {"sequence-classification": ("score.",), "token-classification": ("score.",)}
+CLASSIFIERS: Mapping[Task, tuple[str, ...]] = {"sequence-classification": ("score.",)}
 HEAD_NAMES = ("lm_head", "score", "qa_outputs")
 UNUSED_HEADS = rf"({'|'.join(HEAD_NAMES)})\..*"
 FULL, LOCAL = "full_attention", "sliding_attention"
@@ -70,6 +71,17 @@ def size_of_heads(c: ConfigReader, width: int, n_head: int, *, may_be_null: bool
     return c.size("head_dim")
 
 
+def check_rotary(c: ConfigReader, head_dim: int, *ropes: Rope) -> None:
+    """Raise ConfigError if the frequencies are not those of whole heads: an odd head_dim, or a part of it."""
+    for rope in ropes:
+        if 2 * len(rope.frequencies) > head_dim:
+            raise c.error("head_dim", "an even number")
+        if 2 * len(rope.frequencies) < head_dim:
+            raise ConfigError(
+                f"{c.where}: partial_rotary_factor: expected 1 for this family, which rotates whole heads"
+            )
+
+
 def layer_types(c: ConfigReader, default: Sequence[str]) -> tuple[str, ...]:
     """Read layer_types, one of full_attention and sliding_attention for every layer."""
     types = c.texts("layer_types") or tuple(default)
@@ -105,11 +117,19 @@ def head_matrix(cfg: _Config, w: Weights, embeddings: Weights, name: str = "lm_h
 
 
 def outputs(
-    cfg: _Config, w: Weights, h: Tensor, task: Task, head: Weights, *, bias: bool | Weights = False
+    cfg: _Config,
+    w: Weights,
+    h: Tensor,
+    task: Task,
+    head: Weights,
+    *,
+    bias: bool | Weights = False,
+    token_head: str = "score",
 ) -> dict[str, Tensor]:
     """Return the outputs of a task: "logits" of the wanted rows or of all tokens, or "last_hidden_state".
 
     h: the hidden states after the last norm. head: the place of the output matrix. bias: as in `linear`.
+    token_head: the name of the classifier of tokens.
 
     A classifier of texts has one wanted row per sequence. As in transformers, this is the last token that is not
     padding.
@@ -119,10 +139,7 @@ def outputs(
     if task == "sequence-classification":
         return {"logits": linear(gather_rows(h, "wanted"), w["score"], len(cfg.labels), bias=False)}
     if task == "token-classification":
-        return {"logits": linear(h, w["score"], len(cfg.labels))}
+        return {"logits": linear(h, w[token_head], len(cfg.labels))}
     if task == "question-answering":
         return {"logits": linear(h, w["qa_outputs"], 2)}
     return {"last_hidden_state": h}
-
-
-Options = dict[str, Any]

@@ -41,7 +41,8 @@ _HARMLESS_WORDS = """
     classifier_dropout cls_token_id custom_pipelines dtype eos_token_id finetuning_task gradient_checkpointing
     initializer_range initializer_factor keys_to_ignore_at_inference language_model mask_token_id model_type
     output_past prefix return_dict return_dict_in_generate sep_token_id task_specific_params tf_legacy_loss
-    tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version
+    tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers.js_config
+    transformers_version
     trust_remote_code unk_token_id use_bfloat16 use_cache vocab_size
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.graph.ir import Program
@@ -18,6 +18,7 @@ from fastattn.models.causal import (
     LOCAL,
     UNUSED_HEADS,
     architectures,
+    check_rotary,
     head_matrix,
     key_heads,
     outputs,
@@ -36,7 +37,7 @@ LAYOUT = Layout(
     unused=(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", UNUSED_HEADS),
 )
 ARCHITECTURES = (*architectures("Llama"), "LLaMAForCausalLM")
-HARMLESS = "attention_dropout pretraining_tp rope_interleaved"
+HARMLESS = "attention_dropout is_llama_config pretraining_tp"
 
 
 @unchangeable
@@ -45,8 +46,8 @@ class LlamaConfig(CommonConfig):
     """The options of a Llama, named as in config.json.
 
     attention_bias: of q, k and v. output_bias: of the linear after attention. qk_norm: whether queries and keys are
-    normalized by head. windows: the sliding window of each layer, 0 for none. rotates: whether each layer has rotary
-    positions.
+    normalized, by head or by row. windows: the sliding window of each layer, 0 for none. rotates: whether each layer
+    has rotary positions.
     """
 
     hidden_size: int
@@ -65,7 +66,7 @@ class LlamaConfig(CommonConfig):
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: Literal["", "head", "row"] = ""
 
     @property
     def type_vocab_size(self) -> int | None:
@@ -103,6 +104,7 @@ def read_sizes(
     head_dim: int | None = None,
     theta: float = 10000.0,
     tied: bool = False,
+    eps: float = 1e-6,
     null_head_dim: bool = True,
     null_kv_heads: bool = True,
 ) -> dict[str, Any]:
@@ -117,9 +119,9 @@ def read_sizes(
     else:
         dim = size_of_heads(c, width, n_head, may_be_null=null_head_dim)
     max_positions = c.size("max_position_embeddings", positions)
+    c.must_be("rope_interleaved", False, None)
     rope = read_rope(c, head_dim=dim, max_positions=max_positions, theta=theta)
-    if 2 * len(rope.frequencies) > dim:
-        raise c.error("head_dim", "an even number")
+    check_rotary(c, dim, rope)
     return {
         "hidden_size": width,
         "intermediate_size": c.size("intermediate_size", intermediate_size),
@@ -129,7 +131,7 @@ def read_sizes(
         "head_dim": dim,
         "hidden_act": c.activation("hidden_act", "silu"),
         "max_position_embeddings": max_positions,
-        "rms_norm_eps": c.epsilon("rms_norm_eps", 1e-6),
+        "rms_norm_eps": c.epsilon("rms_norm_eps", eps),
         "rope": rope,
         "tie_word_embeddings": c.flag("tie_word_embeddings", tied),
     }
@@ -167,7 +169,8 @@ def attend(cfg: LlamaConfig, w: Weights, x: Tensor, i: int) -> Tensor:
     q = linear(x, a["q_proj"], heads * cfg.head_dim, bias=cfg.attention_bias)
     k, v = (linear(x, a[f"{name}_proj"], kv_heads * cfg.head_dim, bias=cfg.attention_bias) for name in "kv")
     if cfg.qk_norm:
-        q, k = rms_norm(q, a["q_norm"], eps, groups=heads), rms_norm(k, a["k_norm"], eps, groups=kv_heads)
+        parts = (heads, kv_heads) if cfg.qk_norm == "head" else (1, 1)
+        q, k = (rms_norm(y, a[f"{n}_norm"], eps, groups=g) for y, n, g in zip((q, k), "qk", parts, strict=True))
     if cfg.rotates[i]:
         turn: dict[str, Any] = {"dimensions": 2 * len(cfg.rope.frequencies), "max_positions": cfg.max_positions}
         q = rotary(q, w["rotary"], n_head=heads, **turn)

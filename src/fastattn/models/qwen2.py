@@ -29,6 +29,7 @@ def read_config(raw: Mapping[str, object]) -> LlamaConfig:
 
 def read_windows(c: ConfigReader, layers: int) -> tuple[int, ...]:
     """Read the window of each layer: with use_sliding_window, all layers from max_window_layers on have one."""
+    c.must_be("use_mrope", False, None)
     null = "sliding_window" in c.values and c.raw("sliding_window") is None
     window = None if null else c.size("sliding_window", 4096)
     window = window if c.flag("use_sliding_window", False) else None

@@ -28,7 +28,7 @@ def read_config(raw: Mapping[str, object]) -> LlamaConfig:
         **sizes,
         attention_bias=bias,
         output_bias=bias,
-        qk_norm=True,
+        qk_norm="head",
         windows=read_windows(c, layers),
         rotates=(True,) * layers,
         **c.common("qwen3", c.size("vocab_size", 151936)),

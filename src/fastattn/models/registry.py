@@ -19,11 +19,18 @@ from fastattn.graph.tensor import Tracer, Weights
 from fastattn.models import (
     albert,
     bert,
+    bloom,
     camembert,
     deberta_v2,
     distilbert,
     electra,
+    gemma,
+    gemma2,
+    gemma3,
     gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
     gte,
     jina_bert,
     llama,
@@ -31,12 +38,16 @@ from fastattn.models import (
     modernbert,
     mpnet,
     nomic_bert,
+    olmo2,
+    opt,
+    phi3,
     qwen2,
     qwen3,
     roberta,
     smollm3,
+    stablelm,
 )
-from fastattn.models.causal import DECODER_HEADS, DECODER_TASKS
+from fastattn.models.causal import CLASSIFIERS, DECODER_TASKS, LABEL_TASKS, SCORE_TASKS, SCORES, UNTAGGED_TASKS
 from fastattn.models.config import CommonConfig
 from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
 from fastattn.models.tasks import TASKS, Task
@@ -88,10 +99,30 @@ _NOMIC_TASKS: tuple[Task, ...] = (*_ENCODER_TASKS, "masked-lm", "token-classific
 _BERT_TASKS: tuple[Task, ...] = (*_ROBERTA_TASKS, "next-sentence-prediction", "pre-training")
 
 
+def _size_of(tensors: Callable[[Any], Mapping[str, tuple[int, ...]]]) -> Callable[[Any], int]:
+    """Return a function from a config to the number of weights of these tensors."""
+    return lambda config: sum(map(math.prod, tensors(config).values()))
+
+
 def _llama(names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig]) -> Family:
     """Return a family of the form of Llama."""
+    return Family(names, llama.LAYOUT, DECODER_TASKS, read_config, llama.build, computed=llama.computed, heads=SCORES)
+
+
+def _gemma(
+    names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig], tasks: tuple[Task, ...]
+) -> Family:
+    """Return a family of the form of Gemma."""
     return Family(
-        names, llama.LAYOUT, DECODER_TASKS, read_config, llama.build, computed=llama.computed, heads=DECODER_HEADS
+        names,
+        gemma.LAYOUT,
+        tasks,
+        read_config,
+        gemma.build,
+        computed=gemma.computed,
+        n_hidden_weights=_size_of(gemma.hidden_tensors),
+        hidden_tensors=gemma.hidden_tensors,
+        heads=SCORES,
     )
 
 
@@ -110,6 +141,86 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": _llama(qwen2.ARCHITECTURES, qwen2.read_config),
     "qwen3": _llama(qwen3.ARCHITECTURES, qwen3.read_config),
     "smollm3": _llama(smollm3.ARCHITECTURES, smollm3.read_config),
+    "gemma": _gemma(gemma.ARCHITECTURES, gemma.read_config, LABEL_TASKS),
+    "gemma2": _gemma(gemma2.ARCHITECTURES, gemma2.read_config, LABEL_TASKS),
+    "gemma3_text": _gemma(gemma3.ARCHITECTURES, gemma3.read_config, SCORE_TASKS),
+    "phi3": Family(
+        phi3.ARCHITECTURES,
+        phi3.LAYOUT,
+        LABEL_TASKS,
+        phi3.read_config,
+        phi3.build,
+        computed=phi3.computed,
+        heads=SCORES,
+    ),
+    "olmo2": Family(
+        olmo2.ARCHITECTURES,
+        llama.LAYOUT,
+        SCORE_TASKS,
+        olmo2.read_config,
+        olmo2.build,
+        computed=llama.computed,
+        heads=SCORES,
+    ),
+    "stablelm": Family(
+        stablelm.ARCHITECTURES,
+        stablelm.LAYOUT,
+        LABEL_TASKS,
+        stablelm.read_config,
+        stablelm.build,
+        computed=stablelm.computed,
+        heads=SCORES,
+    ),
+    "gpt_neox": Family(
+        gpt_neox.ARCHITECTURES,
+        gpt_neox.LAYOUT,
+        DECODER_TASKS,
+        gpt_neox.read_config,
+        gpt_neox.build,
+        computed=gpt_neox.computed,
+        n_hidden_weights=_size_of(gpt_neox.hidden_tensors),
+        hidden_tensors=gpt_neox.hidden_tensors,
+        heads=CLASSIFIERS,
+    ),
+    "gptj": Family(
+        gptj.ARCHITECTURES,
+        gptj.LAYOUT,
+        UNTAGGED_TASKS,
+        gptj.read_config,
+        gptj.build,
+        partial(gptj.build, types=True),
+        computed=gptj.computed,
+        heads=CLASSIFIERS,
+    ),
+    "gpt_neo": Family(
+        gpt_neo.ARCHITECTURES,
+        gpt_neo.LAYOUT,
+        DECODER_TASKS,
+        gpt_neo.read_config,
+        gpt_neo.build,
+        partial(gpt_neo.build, types=True),
+        heads=CLASSIFIERS,
+    ),
+    "opt": Family(
+        opt.ARCHITECTURES,
+        opt.LAYOUT,
+        UNTAGGED_TASKS,
+        opt.read_config,
+        opt.build,
+        computed=opt.computed,
+        heads=CLASSIFIERS,
+    ),
+    "bloom": Family(
+        bloom.ARCHITECTURES,
+        bloom.LAYOUT,
+        DECODER_TASKS,
+        bloom.read_config,
+        bloom.build,
+        computed=bloom.computed,
+        n_hidden_weights=_size_of(bloom.hidden_tensors),
+        hidden_tensors=bloom.hidden_tensors,
+        heads=CLASSIFIERS,
+    ),
     "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _BERT_TASKS, bert.read_config, bert.build),
     "distilbert": Family(
         distilbert.ARCHITECTURES, distilbert.LAYOUT, _ROBERTA_TASKS, distilbert.read_config, distilbert.build
@@ -280,7 +391,7 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         program=optimize(traced),
         tensors=found,
         task=task,
-        unexpected=tuple(names.unexpected({**found, **read})),
+        unexpected=tuple(names.unexpected({**found, **read, **computed})),
         outer_prefix=names.outer,
         n_parameters=_count_parameters(traced, family, parsed, computed),
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),

@@ -84,6 +84,11 @@ def read_rope(
     return rope
 
 
+def plain_rope(dimensions: int, theta: float = 10000.0) -> Rope:
+    """Return the frequencies without scaling: theta^(-2 i / dimensions) (Su et al. 2021)."""
+    return Rope(_frequencies(Decimal(theta), dimensions))
+
+
 def ntk_frequencies(theta: float, factor: float, mixed_b: float | None, dimensions: int) -> tuple[float, ...]:
     """Return the frequencies of fixed NTK scaling, or with `mixed_b` of its mixed form (kexue.fm/archives/9706).
 
@@ -119,7 +124,7 @@ def _parameters(config: Settings, layer_type: str | None) -> Settings:
 
 def _default(p: Settings, model: _Model, base: float) -> Rope:
     """base^(-2 i / dimensions) (Su et al. 2021)."""
-    return Rope(_frequencies(Decimal(base), model.dimensions))
+    return plain_rope(model.dimensions, base)
 
 
 def _linear(p: Settings, model: _Model, base: float) -> Rope:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
-from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, layer_norm, rms_norm
+from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, SCALE, layer_norm, rms_norm, scale
 from fastattn.graph.kinds.rotary import ROTARY, rotary
 from fastattn.graph.kinds.rows import (
     EMBEDDING,
@@ -46,6 +46,7 @@ __all__ = [
     "pool",
     "rms_norm",
     "rotary",
+    "scale",
     "split",
     "window_rows",
 ]
@@ -58,6 +59,7 @@ KINDS: Mapping[str, OpKind] = {
         MULTIPLY,
         LAYER_NORM,
         RMS_NORM,
+        SCALE,
         ROTARY,
         LINEAR,
         ACTIVATION,

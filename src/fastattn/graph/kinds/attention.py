@@ -32,14 +32,17 @@ def attention(
     n_kv_head: int | None = None,
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
     bias: Weights | None = None,
     bias_positions: int = 0,
     tables: PositionTables | None = None,
 ) -> Tensor:
-    """Compute softmax(scale * q @ k.T + bias) @ v for every head within each sequence (Vaswani et al. 2017).
+    """Compute softmax(cap(scale * q @ k.T) + bias) @ v for every head within each sequence (Vaswani et al. 2017).
 
     window: a query at position p attends to position j only if |p - j| < window; 0 means no window. Mistral's
     `sliding_window` is this number. ModernBERT's is `local_attention` // 2 + 1.
+
+    softcap: cap(s) is softcap * tanh(s / softcap), as in Gemma 2; 0 means s. Not with a bias or tables.
 
     bias: its weight is the table [n_head, relative positions] of `fastattn.graph.attention_bias`, for sequences of up
     to `bias_positions`. Several layers may read the same one.
@@ -53,11 +56,7 @@ def attention(
             f"attention: {n_head} query heads and {kv_heads} key heads do not fit q, k, v of widths {q.width}, "
             f"{k.width}, {v.width}"
         )
-    if window < 0 or (bias_positions < 1 if bias else bias_positions):
-        raise ConfigError(
-            f"attention: expected a window of at least 0, and bias_positions only with a bias, got {window} and "
-            f"{bias_positions}"
-        )
+    _check_scores(window, softcap, bias, bias_positions, tables)
     if tables is not None and (causal or bias is not None or kv_heads != n_head):
         raise ConfigError(
             "attention: expected position tables only without causal and bias, and with as many key heads"
@@ -72,6 +71,7 @@ def attention(
         "scale": 1.0 / math.sqrt(head_dim) if scale is None else scale,
         "q_rows": "tokens",
         "window": window,
+        "softcap": float(softcap),
         "has_bias": bias is not None,
         "bias_positions": bias_positions,
         **_position_attrs(tables),
@@ -81,6 +81,21 @@ def attention(
     if tables is not None:
         weights += tables.weights(n_head, head_dim)
     return q.tracer.emit(ATTENTION, (q, k, v), q.rows, q.width, weights=weights, attrs=attrs)
+
+
+def _check_scores(
+    window: int, softcap: float, bias: Weights | None, bias_positions: int, tables: PositionTables | None
+) -> None:
+    """Raise ConfigError for arguments that do not fit each other."""
+    if window < 0 or (bias_positions < 1 if bias else bias_positions):
+        raise ConfigError(
+            f"attention: expected a window of at least 0, and bias_positions only with a bias, got {window} and "
+            f"{bias_positions}"
+        )
+    if not 0 <= softcap < math.inf or (softcap and (bias is not None or tables is not None)):
+        raise ConfigError(
+            f"attention: expected a finite softcap of at least 0, and 0 with a bias or tables, got {softcap}"
+        )
 
 
 def _position_attrs(tables: PositionTables | None) -> dict[str, Attr]:
@@ -171,7 +186,9 @@ def _probs(run: Run, op: Op, sequence: int, q: Floats, positions: NDArray[np.int
     scores = float(op.attrs["scale"]) * scores
     if op.attrs["has_bias"]:
         scores = scores + _biases(run, op, sequence, relative)
-    window = int(op.attrs["window"])
+    window, softcap = int(op.attrs["window"]), float(op.attrs["softcap"])
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
     if op.attrs["causal"]:
         scores = np.where(relative > 0, -np.inf, scores)
     if window:
@@ -329,6 +346,7 @@ ATTENTION = OpKind(
         "scale": float,
         "q_rows": tuple(ROWS_OF),
         "window": int,
+        "softcap": float,
         "has_bias": bool,
         "bias_positions": int,
         "has_columns": bool,

@@ -1,4 +1,4 @@
-"""layer_norm, rms_norm and l2_normalize."""
+"""layer_norm, rms_norm, l2_normalize and scale: ops with at most one number per column as weights."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def rms_norm_formula(run: Run, op: Op, x: Floats) -> Floats:
     return result
 
 
+def scale(x: Tensor, w: Weights) -> Tensor:
+    """Multiply each column by its number of the weight [x.width]."""
+    return x.tracer.emit(SCALE, (x,), x.rows, x.width, weights=(w.vector("weight", x.width),))
+
+
 def l2_normalize_formula(run: Run, op: Op, x: Floats) -> Floats:
     """Compute x / max(||x||, eps), row by row."""
     norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
@@ -78,3 +83,10 @@ RMS_NORM = OpKind(
     cost=norm_cost,
 )
 L2_NORMALIZE = OpKind(name="l2_normalize", inputs=("x",), attrs={"eps": float}, formula=l2_normalize_formula)
+SCALE = OpKind(
+    name="scale",
+    inputs=("x",),
+    weights=("weight",),
+    formula=lambda run, op, x: x * run.weights[op.weights[0]].values,
+    cost=norm_cost,
+)

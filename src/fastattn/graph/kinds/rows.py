@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -45,13 +46,21 @@ def embedding_cost(program: Program, op: Op, shape: StepShape, formats: Formats)
     return Cost(weight_bytes=weight_bytes(op, formats, shape.rows(value.rows), value.width))
 
 
-def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Split the columns of x into `parts` equal slices. Raises ConfigError if they do not divide evenly."""
-    if x.width % parts:
-        raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
-    width = x.width // parts
+def split(x: Tensor, parts: int | Sequence[int]) -> tuple[Tensor, ...]:
+    """Split the columns of x into equal slices, or into slices of these widths.
+
+    Raises ConfigError if the widths do not add up to that of x.
+    """
+    if isinstance(parts, int):
+        if x.width % parts:
+            raise ConfigError(f"split: expected a width divisible by {parts}, got {x.width}")
+        parts = (x.width // parts,) * parts
+    if sum(parts) != x.width:
+        raise ConfigError(f"split: expected widths with the sum {x.width}, got {list(parts)}")
+    ends = itertools.accumulate(parts)
     return tuple(
-        x.tracer.emit(SLICE, (x,), x.rows, width, attrs={"offset": i * width, "width": width}) for i in range(parts)
+        x.tracer.emit(SLICE, (x,), x.rows, width, attrs={"offset": end - width, "width": width})
+        for width, end in zip(parts, ends, strict=True)
     )
 
 
