@@ -117,8 +117,8 @@ UNKNOWN_KIND = "softmax"
 WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positions", "token_type_ids", "mean", "max",
          "none", "relu", "")  # fmt: skip
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
-         "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows",
-         "window", "size", "softcap", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
+         "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows", "size",
+         "window", "softcap", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
          "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)
