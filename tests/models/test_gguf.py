@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.reference.checkpoints import BERT, GPT2, write, write_bert, write_gpt
 from tests.reference.gguf_files import (
     QUANTIZED,
     TYPES,
+    Raw,
     Stored,
     bert_metadata,
     bert_stored,
@@ -29,6 +31,7 @@ from tests.reference.gguf_files import (
 )
 
 IDS = [[1, 2, 3, 4], [5]]
+_EPSILON = "gpt2.attention.layer_norm_epsilon"
 WIDE = {**GPT2, "n_embd": 256, "n_head": 4, "n_layer": 1}
 
 
@@ -254,6 +257,11 @@ def test_keys_and_tensors_that_may_change_results_are_refused(tmp_path: Path) ->
             open_checkpoint(path)
         return str(caught.value).removeprefix(f"{path}: ")
 
+    def loading(metadata: dict[str, Any]) -> str:
+        with pytest.raises(fa.ConfigError) as caught:
+            logits(write_gguf(tmp_path / "m.gguf", metadata, gpt2_stored()))
+        return str(caught.value)
+
     good = gpt2_metadata()
     assert error({**good, "general.architecture": "rwkv6"}) == (
         "general.architecture: expected one of gpt2, bert, llama, qwen2, qwen3, smollm3, got 'rwkv6'"
@@ -266,6 +274,8 @@ def test_keys_and_tensors_that_may_change_results_are_refused(tmp_path: Path) ->
     assert error({**good, "gpt2.attention.layer_norm_epsilon": float("nan")}).endswith(
         "expected a finite number, got nan"
     )
+    huge = Raw(12, struct.pack("<d", 1e300))
+    assert "layer_norm_epsilon: expected a number above 0 and below 1" in loading({**good, _EPSILON: huge})
     assert error({key: value for key, value in good.items() if key != "gpt2.context_length"}).endswith("got none")
     assert error({**good, "general.type": "adapter"}) == "general.type: expected 'model', got 'adapter'"
     assert error({**good, "split.count": 3}) == "split.count: expected 0 or 1, got 3"

@@ -52,7 +52,10 @@ class Keys:
             return default
         if type(value) not in (int, float) or not math.isfinite(value):
             self.fail(key, "a finite number")
-        return float(str(np.float32(value))) if np.float32(value) == value else float(value)
+        if abs(value) > float(np.finfo(np.float32).max):
+            return float(value)
+        rounded = np.float32(value)
+        return float(str(rounded)) if rounded == value else float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self.raw(key)
