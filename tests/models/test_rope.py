@@ -148,6 +148,15 @@ def test_frequencies_of_a_part_of_the_head(name: str, share: float) -> None:
     )
 
 
+def test_short_texts_with_long_factors_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    parameters = parameters_of("longrope-given", 10000.0)
+    ours({"rope_parameters": parameters})
+    assert caplog.messages == []  # the model is not longer than its original length
+    ours({"rope_parameters": parameters}, positions=4 * LENGTH)
+    assert [message.partition(":")[0] for message in caplog.messages] == ["longrope"]
+    assert f"texts of up to {LENGTH} tokens" in caplog.text
+
+
 def test_older_configs() -> None:
     """rope_theta, the share and Phi-3's original length are next to rope_scaling, whose type may be called type."""
     parameters = parameters_of("longrope", 10000.0)
@@ -169,7 +178,8 @@ def test_older_configs() -> None:
 def test_unknown_parameters_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     for name in PARAMETERS:
         ours({"rope_parameters": parameters_of(name, 10000.0), "original_max_position_embeddings": 16})
-    assert caplog.messages == []
+    assert [message for message in caplog.messages if not message.startswith("longrope: ")] == []
+    caplog.clear()
     ours({"rope_parameters": {"rope_type": "default", "factr": 2.0}})
     assert caplog.messages == ["config.json: rope_parameters: unknown settings are ignored: 'factr'"]
 

@@ -271,5 +271,11 @@ def test_loading(tmp_path: Path) -> None:
         assert found.model.executor.threads == 1  # type: ignore[attr-defined]
         with pytest.raises(InputError, match="model: expected a folder or hub id with loading options"):
             Llm(found.model, n_threads=2)
+    with Llm(model_path=demo_model("text-generation")) as found:
+        assert found("The sea", max_tokens=2)["usage"]["completion_tokens"] == 2
+    with pytest.raises(InputError, match="model_path: expected None, because model is set"):
+        Llm(tmp_path, model_path=tmp_path)
+    with pytest.raises(InputError, match="model: expected a folder, a GGUF file, a hub id or a loaded model, got None"):
+        Llm()
     with pytest.raises(InputError, match="n_threads: expected None, because threads is set"):
         Llm(tmp_path, n_threads=1, threads=1)

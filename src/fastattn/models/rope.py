@@ -9,6 +9,7 @@ the length that the model is loaded for, because a row must not depend on the ba
 from __future__ import annotations
 
 import decimal
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fastattn.errors import ConfigError
 from fastattn.settings import Settings
 
 _DIGITS = decimal.Context(prec=40)
+_logger = logging.getLogger("fastattn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,14 @@ def _longrope(p: Settings, model: _Model, base: float) -> Rope:
     original = _original(p, model)
     factor = _positive(p, "factor", model.max_positions / original)
     divisors = {key: _positives(p, key, -(-model.dimensions // 2)) for key in ("short_factor", "long_factor")}
-    chosen = divisors["long_factor" if model.positions > original else "short_factor"]
+    extended = model.positions > original
+    if extended and divisors["long_factor"] != divisors["short_factor"]:
+        _logger.warning(
+            "longrope: the long factors apply to every text; transformers uses the short factors for texts of up to %d "
+            "tokens, so its results for these differ",
+            original,
+        )
+    chosen = divisors["long_factor" if extended else "short_factor"]
     frequencies = _frequencies(Decimal(base), model.dimensions)
     attention = p.number("attention_factor", None)
     if attention is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastattn.api.auto import AutoModelForCausalLM
 from fastattn.api.causal_lm import CausalLM
-from fastattn.checks import check_count, check_flag, check_str
+from fastattn.checks import check_count, check_flag, check_str, one_of
 from fastattn.errors import DTypeError, InputError
 from fastattn.generation.generate import complete, make_requests
 from fastattn.generation.options import GenerationOptions
@@ -77,19 +77,23 @@ class SamplingArgs(TypedDict, total=False):
 class Llm:
     """A language model that completes texts and answers chats, with the arguments and results of llama-cpp-python.
 
-    model: a folder, a GGUF file, a hub id, or a loaded model. Keywords are those of
+    model (or model_path): a folder, a GGUF file, a hub id, or a loaded model. Keywords are those of
     `AutoModelForCausalLM.from_pretrained`; n_threads is another name for threads. chat_template: a Jinja template that
     replaces the checkpoint's. Several threads may call one `Llm`.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | CausalLM,
+        model: str | os.PathLike[str] | CausalLM | None = None,
         *,
+        model_path: str | os.PathLike[str] | None = None,
         n_threads: int | None = None,
         chat_template: str | None = None,
         **options: Any,
     ) -> None:
+        model = one_of("model", model, "model_path", model_path)
+        if model is None:
+            raise InputError("model: expected a folder, a GGUF file, a hub id or a loaded model, got None")
         self._template = None if chat_template is None else check_str("chat_template", chat_template)
         if isinstance(model, CausalLM):
             if options or n_threads is not None:
