@@ -1,4 +1,4 @@
-"""Run GPT-2- and BERT-family transformers from Python, close to the CPU's limit: numpy in, numpy out, no PyTorch."""
+"""Run Llama-, GPT- and BERT-family transformers from Python, close to the CPU's limit: numpy in, numpy out, no PyTorch."""
 
 from __future__ import annotations
 
