@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 try:
     import ray
@@ -15,6 +15,10 @@ except ModuleNotFoundError as error:
 from fastattn.errors import InputError
 from fastattn.tasks.columns import ClassifyTexts, EmbedTexts, GenerateTexts, TextWork, open_work
 from fastattn.tasks.parts import to_arrays, to_arrow, write_part
+
+if TYPE_CHECKING:
+    from fastattn.server.exchange import Receive, Send
+    from fastattn.server.options import ServeOptions
 
 __all__ = ["ClassifyUDF", "EmbedUDF", "GenerateUDF", "serve_app", "write_part"]
 
@@ -81,30 +85,32 @@ def _assigned_cpus() -> int | None:
 
 
 def serve_app(
-    *models: str,
+    *models: str | Mapping[str, Any],
     load: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     **deployment: Any,
 ) -> Any:
     """Return a Ray Serve application with the routes of `fastattn serve`. Pass it to `ray.serve.run`.
 
-    models: "DIR" or "NAME=DIR" with folders or hub ids that every node can read. load: loading options, such as
-    {"dtype": "int8"}; threads is the replica's `num_cpus` if it is not set. settings: other settings of the server, as
-    for `fastattn serve`. deployment: options of `ray.serve.deployment`, such as autoscaling_config, num_replicas,
-    max_ongoing_requests or ray_actor_options. Keys come from FASTATTN_SERVE_API_KEY in the environment of the replicas,
-    or from the setting api_key_file. Without keys, only requests for loopback names and `allowed_hosts` are answered.
-    The model batches requests itself, so `serve.batch` is not needed. Raises ConfigError, InputError, DTypeError.
+    models: "DIR" or "NAME=DIR" with folders or hub ids that every node can read, or tables of the settings file, such
+    as {"path": DIR, "name": NAME, "kind": "embed"}; none are the two demo models. load: loading options, such as
+    {"dtype": "int8"}; threads is the replica's `num_cpus` if it is not set. settings: other settings of the server.
+    deployment: options of `ray.serve.deployment`, such as autoscaling_config, num_replicas, max_ongoing_requests or
+    ray_actor_options. API keys come from FASTATTN_SERVE_API_KEY in the environment of the replicas, or from the setting
+    api_key_file. Without keys, only requests for loopback names and `allowed_hosts` are answered. The model itself
+    batches requests, so `serve.batch` is not needed. Raises ConfigError, InputError, DTypeError.
     """
     from ray import serve
 
-    from fastattn.server.options import ServeOptions
+    from fastattn.server.options import ModelSpec, ServeOptions
     from fastattn.server.settings import parse_model
 
-    options = ServeOptions(**{**(settings or {}), "models": tuple(parse_model(model) for model in models)})
+    specs = tuple(parse_model(model) if isinstance(model, str) else ModelSpec(**model) for model in models)
+    options = ServeOptions(**{**(settings or {}), "models": specs})
     loading = dict(load or {})
 
-    def build() -> Any:
-        return _asgi(options, loading)
+    def build() -> _Replica:
+        return _Replica(options, loading)
 
     @serve.deployment(**{"name": "fastattn", **deployment})  # type: ignore[untyped-decorator]
     @serve.ingress(build)  # type: ignore[untyped-decorator]
@@ -114,14 +120,31 @@ def serve_app(
     return FastattnServer.bind()
 
 
-def _asgi(options: Any, load: Mapping[str, Any]) -> Any:
-    """Load the models of a replica and return its ASGI application."""
-    from fastattn import __version__
-    from fastattn.server.app import App
-    from fastattn.server.models import load_models
-    from fastattn.server.settings import check_exposure, read_keys
+class _Replica:
+    """The ASGI application of a replica: the server's, below the route prefix of the Serve application."""
 
-    keys = read_keys(options, os.environ)
-    check_exposure(options, keys)
-    threads = load.get("threads") or _assigned_cpus()
-    return App(options, load_models(options.models, {**load, "threads": threads}), keys, version=__version__).asgi
+    def __init__(self, options: ServeOptions, load: Mapping[str, Any]) -> None:
+        from fastattn import __version__
+        from fastattn.server.app import App
+        from fastattn.server.models import load_models
+        from fastattn.server.settings import check_exposure, read_keys
+
+        keys = read_keys(options, os.environ)
+        check_exposure(options, keys)
+        loading = {**load, "threads": load.get("threads") or _assigned_cpus()}
+        self._app = App(options, load_models(options.models, loading), keys, version=__version__)
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request, or the messages of Ray Serve about the start and the end of the replica."""
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self._app.drain(self._app.options.drain_timeout_s)
+            self._app.close()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        prefix = scope.get("root_path", "").rstrip("/")
+        if prefix and scope["path"].startswith(f"{prefix}/"):
+            scope = {**scope, "path": scope["path"][len(prefix) :]}
+        await self._app.asgi(scope, receive, send)
