@@ -21,8 +21,17 @@ from pathlib import Path
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli", "util"),
     (
-        "bertopic", "chromadb", "dask", "keybert", "langchain", "llama_index", "lm_eval", "ray", "sklearn", "spark",
-    ),  # fmt: skip
+        "bertopic",
+        "chromadb",
+        "dask",
+        "keybert",
+        "langchain",
+        "llama_index",
+        "lm_eval",
+        "ray",
+        "sklearn",
+        "spark",
+    ),
     ("bench",),
     ("server",),
     ("viz",),

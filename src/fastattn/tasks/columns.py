@@ -125,7 +125,9 @@ class EmbedTexts(TextWork):
             )
             rows: list[Row] = [(vector,) for vector in vectors]
             for i in () if self.truncation else cut:
-                rows[i] = f"text: expected at most {model.max_seq_length} tokens, got more; truncation=True cuts the text"
+                rows[i] = (
+                    f"text: expected at most {model.max_seq_length} tokens, got more; truncation=True cuts the text"
+                )
             return rows
 
         run([])  # checks the options
