@@ -5,8 +5,8 @@
 
 Each process loads the folder as an `AutoModel` with one thread and runs 16 texts of 64 tokens, then waits. RSS counts
 a shared page in each process. PSS divides it by the number of processes that map it, so the sum of PSS is the memory
-that is in use. The figures are from /proc/PID/smaps_rollup. With --fork, one process loads the folder, and its forked children run it.
-"base" has no model.
+that is in use. The figures are from /proc/PID/smaps_rollup. With --fork, one process loads the folder, and its forked
+children run it. "base" has no model.
 """
 
 from __future__ import annotations

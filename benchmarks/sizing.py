@@ -2,8 +2,8 @@
 
     python benchmarks/sizing.py -m DIR -f LINES --threads 1 --price 0.04
 
-The model encodes the lines of a file, a warm-up and then `--rounds` times; the rate is the median. price: of one core for
-an hour, in any currency. Only the model's work counts: reading, shuffling and writing data come on top.
+The model encodes the lines of a file, a warm-up and then `--rounds` times; the rate is the median. price: of one core
+for an hour, in any currency. Only the model's work counts: reading, shuffling and writing data come on top.
 """
 
 from __future__ import annotations

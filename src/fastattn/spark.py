@@ -38,8 +38,8 @@ def _fields(work: TextWork) -> str:
 def text_udf(work: TextWork, *, batch_size: int = 1024) -> Callable[..., Any]:
     """Return a function of a column of strings: the column of a struct with the results and the error of each text.
 
-    It is a `pyspark.ml.functions.predict_batch_udf`: `frame.select("*", text_udf(EmbedTexts())("text").alias("found"))`.
-    A Python worker loads the model once and shares it between tasks. A failed text has null results. batch_size: rows
+    It is a `pyspark.ml.functions.predict_batch_udf`, to be used as `text_udf(EmbedTexts())("text").alias("found")`. A
+    Python worker loads the model once and shares it between tasks. A failed text has null results. batch_size: rows
     of a call; it changes no result.
     """
     from pyspark.ml.functions import predict_batch_udf

@@ -1,4 +1,4 @@
-"""A column of texts as columns of results and errors: the work that engines such as Ray and Spark spread over processes.
+"""A column of texts as columns of results and errors: the work that engines such as Ray spread over processes.
 
 A text that fails has None as its results, and a message in the column of errors; the other texts are computed. Results
 do not depend on how an engine divides the column.
@@ -248,10 +248,11 @@ def _rows(run: Run, items: Sequence[object]) -> list[Row]:
     rows: list[Row] = [""] * len(items)
     texts: dict[int, str] = {}
     for i, item in enumerate(items):
-        try:
-            texts[i] = check_text(item, "text")
-        except FastattnError as error:
-            rows[i] = str(error)
+        checked = _checked(item)
+        if isinstance(checked, FastattnError):
+            rows[i] = str(checked)
+        else:
+            texts[i] = checked
     waiting = [list(texts)]
     while waiting:
         part = waiting.pop()
@@ -267,6 +268,14 @@ def _rows(run: Run, items: Sequence[object]) -> list[Row]:
         for i, row in zip(part, found, strict=True):
             rows[i] = row
     return rows
+
+
+def _checked(item: object) -> str | FastattnError:
+    """Return a text, or the error for what is not a text."""
+    try:
+        return check_text(item, "text")
+    except FastattnError as error:
+        return error
 
 
 def _message(error: FastattnError) -> str:
