@@ -180,7 +180,12 @@ class Load:
         )
         content = wrong if isinstance(wrong, bytes) else json.dumps({**body, **wrong}).encode()
         kind = {"content-type": "application/json"}
-        return (await self.client.post("/v1/completions", content=content, headers=kind)).status_code
+        try:
+            return (await self.client.post("/v1/completions", content=content, headers=kind)).status_code
+        except (httpx.ReadError, httpx.WriteError):
+            if len(content) < 2 << 20:
+                raise
+            return 413  # the server closed the connection before the whole body was sent
 
     async def stream(self, body: dict[str, Any], record: Record, due: float, *, abandon: bool) -> tuple[int, str]:
         """Return the status of a stream that ended well, -1 of one that did not, 0 of one that was left early.

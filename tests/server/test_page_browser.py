@@ -107,12 +107,18 @@ def test_compare_and_classify(page: Page) -> None:
 def test_attention_in_a_frame_without_rights(page: Page) -> None:
     page.eval("document.querySelector('#attention form').elements.text.value = 'the <b>old</b> house'")
     page.eval("document.querySelector('#attention button').click()")
-    page.wait("document.querySelector('iframe') !== null")
+    output(page, "attention", "below")
     assert page.eval("document.querySelector('iframe').sandbox.value") == "allow-scripts"
     assert page.eval("document.querySelector('iframe').contentDocument") is None
     text = page.eval("document.querySelector('iframe').srcdoc")
     assert "&lt;" in text
     assert "<b>old" not in text
+    # Its script runs, and another head changes the text.
+    page.eval_in_frame("document.querySelectorAll('.heads input')[5].click()")
+    page.eval_in_frame("new Promise((resolve) => setTimeout(resolve, 500))")
+    assert page.eval_in_frame("document.querySelector('.where').innerText") == "layer 1, head 1"
+    assert page.eval_in_frame("getComputedStyle(document.body).marginTop") == "0px"  # and its style
+    assert page.eval_in_frame("document.querySelector('[role=option]').style.length") == 1
 
 
 def test_names_for_screen_readers(page: Page) -> None:
