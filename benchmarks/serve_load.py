@@ -3,8 +3,11 @@
     python benchmarks/serve_load.py --rate 20 --seconds 60                # starts a server with the demo models
     python benchmarks/serve_load.py --url http://localhost:8000 --rates 5 10 20 40 --json FILE
     python benchmarks/serve_load.py --rate 50 --seconds 600 --abandon 0.1 --wrong 0.1   # a soak
+    python benchmarks/serve_load.py --clients 32 --seconds 60 --abandon 0.1 --wrong 0.1 --distinct 40 --terminate
 
-Arrivals are a Poisson process. A latency counts from the time at which a request should have been sent, so a late
+With --clients, each client sends a request when its last one has ended. --distinct draws requests from N, which run
+alone first; every result must be the same. --terminate sends SIGTERM during a second run of 10 seconds. Otherwise,
+arrivals are a Poisson process. A latency counts from the time at which a request should have been sent, so a late
 sender hides nothing. Prints a histogram per kind of request, and for a server that it started: memory, threads, open
 files and queues before and after. Exit code 1 if an answer is not what it should be, or something is left afterwards.
 """
@@ -31,9 +34,10 @@ import httpx
 
 KINDS = ("completion", "stream", "embedding", "wrong", "abandoned")
 WORDS = ("the", "old", "house", "by", "the", "sea", "was", "quiet", "and", "nobody", "knew", "who", "had", "lived")
-EXPECTED = {"completion": (200,), "stream": (200,), "embedding": (200,), "wrong": (400,), "abandoned": (0,)}
+EXPECTED = {"completion": (200,), "stream": (200,), "embedding": (200,), "wrong": (400, 404, 413), "abandoned": (0,)}
 BUSY = (429, 503)  # allowed for every kind: the server says that it cannot
 START_SECONDS = 120
+TERMINATE_SECONDS = 10.0
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -79,6 +83,41 @@ class Load:
         self.client = httpx.AsyncClient(base_url=url, timeout=args.timeout, limits=limits, headers=headers)
         self.args, self.rng = args, rng
         self.records = {kind: Record() for kind in KINDS}
+        self.alone: dict[tuple[str, int], Any] = {}
+        self.n_equal = self.n_different = 0
+
+    async def run_alone(self) -> None:
+        """Run each distinct request alone, and remember the results."""
+        for number in range(self.args.distinct):
+            body, texts = self.bodies(number)
+            response = await self.client.post("/v1/completions", json=body)
+            self.alone["completion", number] = response.json()["choices"][0]["text"]
+            response = await self.client.post("/embed", json={"inputs": texts})
+            self.alone["embedding", number] = response.json()
+
+    def bodies(self, number: int) -> tuple[dict[str, Any], list[str]]:
+        """Return the completion request and the texts to embed of this number."""
+        rng = random.Random(number)
+        text = " ".join(rng.choices(WORDS, k=rng.randint(1, self.args.words)))
+        body = {"prompt": text, "max_tokens": rng.randint(1, self.args.tokens), "seed": rng.randrange(2**32)}
+        return body, [text] * rng.randint(1, 8)
+
+    def compare(self, kind: str, number: int, result: Any) -> None:
+        """Count whether a result is the same as alone."""
+        if self.alone:
+            same = result == self.alone[kind, number]
+            self.n_equal += same
+            self.n_different += not same
+
+    async def run_clients(self, seconds: float) -> None:
+        """Let clients send one request after another for a while."""
+        end = time.perf_counter() + seconds
+
+        async def client() -> None:
+            while (now := time.perf_counter()) < end:
+                await self.send(self.kind(), now)
+
+        await asyncio.gather(*(client() for _ in range(self.args.clients)))
 
     async def run(self, rate: float, seconds: float) -> None:
         """Send requests at random times for a while, and wait for all answers."""
@@ -98,41 +137,75 @@ class Load:
 
     async def send(self, kind: str, due: float) -> None:
         """Send one request and record its latency from the time at which it was due."""
-        record, seed = self.records[kind], self.rng.randrange(2**32)
-        text = " ".join(self.rng.choices(WORDS, k=self.rng.randint(1, self.args.words)))
-        body: dict[str, Any] = {"prompt": text, "max_tokens": self.rng.randint(1, self.args.tokens), "seed": seed}
+        record, number = self.records[kind], self.rng.randrange(self.args.distinct or 2**32)
+        body, texts = self.bodies(number)
         try:
             if kind == "embedding":
-                status = (
-                    await self.client.post("/embed", json={"inputs": [text] * self.rng.randint(1, 8)})
-                ).status_code
+                response = await self.client.post("/embed", json={"inputs": texts})
+                status = response.status_code
+                if status == 200:
+                    self.compare(kind, number, response.json())
             elif kind == "wrong":
-                wrong = self.rng.choice(({"temperature": "hot"}, {"unknown": 1}, {"prompt": []}, {"n": 10**9}))
-                status = (await self.client.post("/v1/completions", json={**body, **wrong})).status_code
+                status = await self.send_wrong(body)
             elif kind == "completion":
-                status = (await self.client.post("/v1/completions", json=body)).status_code
+                response = await self.client.post("/v1/completions", json=body)
+                status = response.status_code
+                if status == 200:
+                    self.compare(kind, number, response.json()["choices"][0]["text"])
             else:
-                status = await self.stream(body, record, due, abandon=kind == "abandoned")
+                status, text = await self.stream(body, record, due, abandon=kind == "abandoned")
+                if status == 200:
+                    self.compare("completion", number, text)
         except httpx.HTTPError as error:
-            print(f"{kind}: {type(error).__name__}", file=sys.stderr)
+            if not isinstance(error, httpx.ConnectError):
+                print(f"{kind}: {type(error).__name__}", file=sys.stderr)
             status = -1
+            await asyncio.sleep(0.1)
         record.statuses[status] += 1
         if status == 200:
             record.seconds.append(time.perf_counter() - due)
 
-    async def stream(self, body: dict[str, Any], record: Record, due: float, *, abandon: bool) -> int:
-        """Return the status of a stream that ended well, -1 of one that did not, 0 of one that was left early."""
-        last = ""
+    async def send_wrong(self, body: dict[str, Any]) -> int:
+        """Send a request that must be refused; return its status."""
+        wrong = self.rng.choice(
+            (
+                {"temperature": "hot"},
+                {"unknown": 1},
+                {"prompt": []},
+                {"n": 10**9},
+                {"model": "none"},
+                b"{",
+                b" " * 3_000_000,
+            )
+        )
+        content = wrong if isinstance(wrong, bytes) else json.dumps({**body, **wrong}).encode()
+        kind = {"content-type": "application/json"}
+        try:
+            return (await self.client.post("/v1/completions", content=content, headers=kind)).status_code
+        except (httpx.ReadError, httpx.WriteError):
+            if len(content) < 2 << 20:
+                raise
+            return 413  # the server closed the connection before the whole body was sent
+
+    async def stream(self, body: dict[str, Any], record: Record, due: float, *, abandon: bool) -> tuple[int, str]:
+        """Return the status of a stream that ended well, -1 of one that did not, 0 of one that was left early.
+
+        With its text.
+        """
+        last = text = ""
         async with self.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
             if response.status_code != 200:
-                return response.status_code
+                return response.status_code, ""
             async for line in response.aiter_lines():
                 if not last:
                     record.first.append(time.perf_counter() - due)
                     if abandon:
-                        return 0
+                        return 0, ""
                 last = line or last
-        return 200 if last == "data: [DONE]" else -1
+                if line.startswith("data: {"):
+                    event = json.loads(line.removeprefix("data: "))
+                    text += "".join(choice["text"] for choice in event.get("choices", ()))
+        return (200 if last == "data: [DONE]" else -1), text
 
     def mistakes(self) -> list[str]:
         """Return what should not have happened."""
@@ -141,7 +214,7 @@ class Load:
             for kind, record in self.records.items()
             for status, count in record.statuses.items()
             if status not in (*EXPECTED[kind], *BUSY)
-        ]
+        ] + [f"{self.n_different} results differ from those of a run alone"] * bool(self.n_different)
 
 
 class OwnServer:
@@ -205,7 +278,9 @@ async def left_over(load: Load) -> list[str]:
 
 def show(rate: float, load: Load) -> None:
     """Print the records of one rate."""
-    print(f"{rate:g} requests per second")
+    print(f"{load.args.clients} clients" if load.args.clients else f"{rate:g} requests per second")
+    if load.alone:
+        print(f"  {load.n_equal} results are the same as alone, {load.n_different} differ")
     for kind, record in load.records.items():
         found = record.summary()
         if not found["requests"]:
@@ -227,17 +302,36 @@ async def measure(url: str, args: argparse.Namespace, own: OwnServer | None) -> 
     async with loading(url, args) as warm:
         await warm.run(5.0, 1.0)
     for rate in args.rates:
-        before = None if own is None else own.state()
         async with loading(url, args) as load:
-            await load.run(rate, args.seconds)
+            await load.run_alone()
+            before = None if own is None else own.state()
+            await (load.run_clients(args.seconds) if args.clients else load.run(rate, args.seconds))
             wrong += [*load.mistakes(), *await left_over(load)]
         show(rate, load)
-        result = {"rate": rate, **{kind: record.summary() for kind, record in load.records.items()}}
+        result = {
+            "rate": None if args.clients else rate,
+            "equal": load.n_equal,
+            **{kind: record.summary() for kind, record in load.records.items()},
+        }
         if own is not None:
             result |= {"before": before, "after": own.state()}
             print(f"  process    {before} -> {result['after']}")
         results.append(result)
+    if args.terminate and own is not None:
+        wrong += await terminate(url, args, own)
     return results, wrong
+
+
+async def terminate(url: str, args: argparse.Namespace, own: OwnServer) -> list[str]:
+    """Send SIGTERM under load. Requests that were accepted must end well; others are refused. Returns what is wrong."""
+    async with loading(url, args) as load:
+        await load.run_alone()
+        asyncio.get_running_loop().call_later(TERMINATE_SECONDS / 2, own.process.terminate)
+        await (load.run_clients(TERMINATE_SECONDS) if args.clients else load.run(args.rates[0], TERMINATE_SECONDS))
+    statuses = sum((record.statuses for record in load.records.values()), Counter[int]())
+    print(f"SIGTERM    {dict(sorted(statuses.items()))} (-1: refused connections), {load.n_equal} results compared")
+    bad = {status for status in statuses if status >= 500 and status != BUSY[1]}
+    return [f"SIGTERM: status {status}" for status in bad] + (["SIGTERM: results differ"] if load.n_different else [])
 
 
 def main() -> int:
@@ -249,6 +343,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=60, help="most new tokens of a text")
     parser.add_argument("--abandon", type=float, default=0.0, help="fraction of clients that leave a stream early")
     parser.add_argument("--wrong", type=float, default=0.0, help="fraction of wrong requests")
+    parser.add_argument("--clients", type=int, default=0, help="send one request after another, instead of --rates")
+    parser.add_argument("--distinct", type=int, default=0, help="different requests, run alone first and compared")
+    parser.add_argument("--terminate", action="store_true", help="send SIGTERM under load at the end")
     parser.add_argument("--timeout", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE")

@@ -228,8 +228,8 @@ FA_INLINE Vec dot_bf16(Vec sum, Words a, Words b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 #endif
-// Rounds to bfloat16, in the high half of each lane. Not the AVX512BF16 instruction, which flushes denormals to 0: stored
-// values must be the same on every target.
+// Rounds to bfloat16, in the high half of each lane. Not the AVX512BF16 instruction, which flushes denormals to 0:
+// stored values must be the same on every target.
 FA_INLINE __m512i high_bf16(Vec a) {
     const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);

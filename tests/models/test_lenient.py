@@ -158,14 +158,14 @@ def test_tensors_without_use_are_named_once(family: str, tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_that_is_not_applied_is_named(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    expected = run(tmp_path, family)
+def test_an_adapter_without_weights_is_an_error(family: str, tmp_path: Path) -> None:
+    """As in transformers: the model would be another one without its adapter."""
+    run(tmp_path, family)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    assert np.array_equal(run(tmp_path, family), expected)
-    (message,) = messages(caplog)
-    assert "adapter_config.json is ignored" in message
+    with pytest.raises(ModelNotFoundError, match=r"adapter_model\.safetensors: expected the weights of the adapter"):
+        FAMILIES[family][2].from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"found neither; found adapter_config\.json: merge the adapter"):
+    with pytest.raises(ModelNotFoundError, match=r"found neither; found adapter_config\.json: load the model that"):
         FAMILIES[family][2].from_pretrained(tmp_path)
 
 

@@ -192,6 +192,37 @@ def test_tokens_are_counted(slow_model: tuple[SlowModel, Served]) -> None:
         eventually(lambda: all(line in client.get("/metrics").text for line in wanted), "all are counted")
 
 
+class Permits:
+    """Lets one step run per permit."""
+
+    def __init__(self) -> None:
+        self._permits = threading.Semaphore(0)
+
+    def wait(self, seconds: float) -> bool:
+        return self._permits.acquire(timeout=seconds)
+
+    def set(self, n: int = 1000) -> None:
+        self._permits.release(n)
+
+
+def test_new_tokens_are_counted_as_they_come(slow_model: tuple[SlowModel, Served]) -> None:
+    model, served = slow_model
+    model.go = permits = Permits()  # type: ignore[assignment]
+    with live([served], max_running=3) as server, server.client() as client:
+        running, found = in_thread(lambda: post(server, max_tokens=5))
+        for n_steps in range(1, 5):
+            model.wait_for_step()
+            permits.set(1)
+            line = f'fastattn_new_tokens_total{{model="slow"}} {n_steps}.0'
+            eventually(lambda line=line: line in client.get("/metrics").text, line)  # type: ignore[misc]
+            assert running.is_alive()
+        assert 'fastattn_requests_limit{kind="generate"} 3.0' in client.get("/metrics").text
+        permits.set()
+        running.join(WAIT)
+        assert found[0].json()["usage"]["completion_tokens"] == 5
+        assert 'fastattn_new_tokens_total{model="slow"} 5.0' in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_stops_its_text_within_a_step(slow_model: tuple[SlowModel, Served], stream: bool) -> None:
     model, served = slow_model

@@ -120,7 +120,7 @@ def test_the_options_of_a_chat() -> None:
 
 def test_every_option_of_loading_has_a_type_and_a_text() -> None:
     assert set(options_of(LoadOptions)) <= set(LoadArgs.__annotations__)
-    assert {field.name for field in fields(HubOptions)} == {*HubArgs.__annotations__, "subfolder"}
+    assert {field.name for field in fields(HubOptions)} == {*HubArgs.__annotations__, "subfolder", "gguf_file"}
     text = str(fastattn.AutoModel.from_pretrained.__doc__)
     ignored = {name for name in ModelArgs.__annotations__ if name in load_keywords._KEYWORDS}
     for name in set(ModelArgs.__annotations__) - ignored - {"pretrained_model_name_or_path"}:
@@ -144,7 +144,8 @@ def test_every_keyword_of_a_call_has_a_type() -> None:
 def test_a_command_has_the_flags_of_its_tables(command: str) -> None:
     parser = build_parser()[1][command]
     names = {action.dest for action in parser._actions}
-    assert set(flags_of(LoadOptions)) - names <= ({"head_dtype"} if command != "generate" else set())
+    missing = {"generate": set(), "classify": {"head_dtype"}}.get(command, {"head_dtype", "adapter"})
+    assert set(flags_of(LoadOptions)) - names == missing
     assert set(RunArgs.__annotations__) <= names
     assert (set(flags_of(GenerationOptions)) <= names) == (command == "generate")
 

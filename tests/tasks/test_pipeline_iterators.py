@@ -107,6 +107,13 @@ class Counted:
             yield f"good film {'a ' * (i % 5)}"
 
 
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread tokenizes ahead of the model; test_pipeline_ahead.py has what is read with one."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+
+
+@pytest.mark.usefixtures("plain")
 def test_texts_are_read_on_demand_in_windows(classify: Any) -> None:
     source = Counted()
     results = classify(iter(source))
@@ -144,6 +151,7 @@ def test_an_iterable_without_length_is_read_like_an_iterator(classify: Any) -> N
     assert len(list(results)) == source.read == 5
 
 
+@pytest.mark.usefixtures("plain")
 def test_memory_does_not_grow_with_the_number_of_texts(classify: Any) -> None:
     def peak(n_texts: int) -> int:
         gc.collect()

@@ -6,8 +6,9 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.middleware.cors import CORSMiddleware
@@ -15,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from fastattn.server import logs
 from fastattn.server.exchange import Exchange, Receive, Send
 from fastattn.server.gate import Gate
+from fastattn.server.generation import Generation
 from fastattn.server.metrics import Metrics
 from fastattn.server.models import Models
 from fastattn.server.options import ServeOptions, is_loopback
@@ -45,7 +47,8 @@ class App:
         self._idle = asyncio.Event()
         self._idle.set()
         for kind, gate in (("generate", self.generating), ("encode", self.encoding)):
-            self.metrics.watch(kind, lambda gate=gate: gate.running, lambda gate=gate: gate.waiting)  # type: ignore[misc]
+            running, waiting = lambda gate=gate: gate.running, lambda gate=gate: gate.waiting
+            self.metrics.watch(kind, running, waiting, gate.most_running)  # type: ignore[misc]
         self.metrics.watch_pages({name: model.kv_stats for name, model in models.generators().items()})
         self.asgi: Any = self
         if options.cors_origins:
@@ -203,10 +206,20 @@ class App:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function)
 
     def count_tokens(self, exchange: Exchange, model: str, n_prompt: int, n_new: int = 0) -> None:
-        """Record the tokens of a request."""
+        """Record the tokens of a request that ended; `metrics.new_tokens` counts the new ones earlier."""
         self.metrics.prompt_tokens.labels(model).inc(n_prompt)
-        self.metrics.new_tokens.labels(model).inc(n_new)
         exchange.notes |= {"model": model, "prompt_tokens": n_prompt, "new_tokens": n_new}
+
+    @contextmanager
+    def counting(self, exchange: Exchange, model: str, run: Generation) -> Iterator[None]:
+        """Count the tokens of a request while it runs; stop and record it at the end of the block."""
+        try:
+            with self.metrics.new_tokens.growing(model, lambda: int(run.usage["completion_tokens"])):
+                yield
+        finally:
+            run.cancel()
+            numbers = run.usage
+            self.count_tokens(exchange, model, numbers["prompt_tokens"], numbers["completion_tokens"])
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

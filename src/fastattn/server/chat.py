@@ -71,17 +71,13 @@ async def chat(app: App, exchange: Exchange) -> None:
             lambda: Generation(model, tokenizer, [ids], options, name="messages", logprobs=wanted)
         )
         listing = _Listing(tokenizer, n_top or 0, wanted=wanted)
-        try:
+        with app.counting(exchange, served.name, run):
             run.submit(streams=streams)
             if streams:
                 await _stream(app, exchange, served.name, run, listing, usage=usage)
             else:
                 await run.finish()
                 await exchange.reply(await app.in_thread(lambda: _answer(served.name, run, listing)))
-        finally:
-            run.cancel()
-            numbers = run.usage
-            app.count_tokens(exchange, served.name, numbers["prompt_tokens"], numbers["completion_tokens"])
 
 
 class _Listing:

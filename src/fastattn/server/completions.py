@@ -82,7 +82,7 @@ async def complete(app: App, exchange: Exchange) -> None:
         raise fields.refuse("best_of", "expected at most n with stream, got more", "unsupported")
     async with app.generating.place():
         job, run = await app.in_thread(lambda: _prepare(served.name, model, prompts, options, n_top, echo))
-        try:
+        with app.counting(exchange, served.name, run):
             prompts_listed = await run_stoppable(app, job.listed_prompts)
             run.submit(streams=streams)
             if streams:
@@ -90,10 +90,6 @@ async def complete(app: App, exchange: Exchange) -> None:
             else:
                 await run.finish()
                 await exchange.reply(await app.in_thread(lambda: _answer(job, run, prompts_listed)))
-        finally:
-            run.cancel()
-            numbers = run.usage
-            app.count_tokens(exchange, served.name, numbers["prompt_tokens"], numbers["completion_tokens"])
 
 
 def _prepare(

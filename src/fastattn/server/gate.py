@@ -22,7 +22,7 @@ class Gate:
     """
 
     def __init__(self, most_running: int, most_waiting: int) -> None:
-        self._most_running, self._most_waiting = most_running, most_waiting
+        self.most_running, self._most_waiting = most_running, most_waiting
         self.running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._mean_s = 1.0
@@ -34,7 +34,7 @@ class Gate:
 
     def retry_after(self) -> int:
         """Return the seconds after which a place is probably free."""
-        rounds = (self.waiting + 1) / self._most_running
+        rounds = (self.waiting + 1) / self.most_running
         return max(1, min(_MAX_RETRY_S, math.ceil(self._mean_s * rounds)))
 
     @contextlib.asynccontextmanager
@@ -49,7 +49,7 @@ class Gate:
             self._leave()
 
     async def _enter(self) -> None:
-        if self.running < self._most_running:
+        if self.running < self.most_running:
             self.running += 1
             return
         if self.waiting >= self._most_waiting:

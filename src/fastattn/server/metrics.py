@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fastattn.generation.page_plan import KvStats
 
@@ -34,23 +36,66 @@ class Metrics:
             registry=own,
         )
         self.prompt_tokens = Counter("fastattn_prompt_tokens", "Tokens that models read", ["model"], registry=own)
-        self.new_tokens = Counter("fastattn_new_tokens", "Tokens that models generated", ["model"], registry=own)
+        self.new_tokens = NewTokens()
+        own.register(self.new_tokens)
         self.running = Gauge("fastattn_requests_running", "Requests that a model works on", ["kind"], registry=own)
         self.waiting = Gauge("fastattn_requests_waiting", "Requests that wait for a place", ["kind"], registry=own)
+        self.limit = Gauge("fastattn_requests_limit", "Requests that may run at a time", ["kind"], registry=own)
         Gauge("fastattn_build_info", "Version of fastattn", ["version"], registry=own).labels(version).set(1)
 
-    def watch(self, kind: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Show the numbers of a queue."""
+    def watch(self, kind: str, running: Callable[[], int], waiting: Callable[[], int], limit: int) -> None:
+        """Show the numbers of a queue. limit: of running requests."""
+        self.limit.labels(kind).set(limit)
         self.running.labels(kind).set_function(running)
         self.waiting.labels(kind).set_function(waiting)
 
     def watch_pages(self, stats: Mapping[str, Callable[[], KvStats]]) -> None:
-        """Show the pages of keys and values of each language model."""
+        """Show the pages of keys and values, and the new tokens, of each language model."""
+        self.new_tokens.add(stats)
         self.registry.register(_Pages(stats))
 
     def page(self) -> bytes:
         """Return all metrics as text."""
         return generate_latest(self.registry)
+
+
+class NewTokens:
+    """Counts the tokens of texts as they are generated, not when they end. Only for one event loop."""
+
+    def __init__(self) -> None:
+        self._ended: Counts[str] = Counts()
+        self._running: dict[object, tuple[str, Callable[[], int]]] = {}
+        self._shown: dict[str, int] = {}
+
+    def add(self, models: Iterable[str]) -> None:
+        """Show models that have generated nothing."""
+        self._shown |= dict.fromkeys(models, 0)
+
+    @contextmanager
+    def growing(self, model: str, n_new: Callable[[], int]) -> Iterator[None]:
+        """Count the tokens of a request during the block. n_new: how many it has so far."""
+        key = object()
+        self._running[key] = (model, n_new)
+        try:
+            yield
+        finally:
+            del self._running[key]
+            self._ended[model] += n_new()
+
+    def describe(self) -> list[Metric]:
+        """Let the registry learn the name when it collects."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the numbers. They never decrease, although a text may lose tokens of a stop string."""
+        found = self._ended.copy()
+        for model, n_new in self._running.values():
+            found[model] += n_new()
+        family = CounterMetricFamily("fastattn_new_tokens", "Tokens that models generated", labels=["model"])
+        for model in self._shown:
+            self._shown[model] = max(self._shown[model], found[model])
+            family.add_metric([model], self._shown[model])
+        yield family
 
 
 class _Pages:

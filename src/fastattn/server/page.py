@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 
 from fastattn.server.problems import Problem
+from fastattn.viz.picture import Picture
 
 
 @cache
@@ -18,10 +19,13 @@ def page() -> tuple[bytes, dict[str, str]]:
         text = (resources.files("fastattn") / "server" / "page.html").read_text(encoding="utf-8")
     except OSError:
         raise Problem(404, "path: the page is not installed", None, "not_found") from None
-    script, style = (_hashes(text, tag) for tag in ("script", "style"))
+    # A picture of /attention is shown in a frame without an address, which inherits this policy.
+    both = text + Picture("", {}, (), ()).html
+    script, style = (_hashes(both, tag) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "style-src-attr 'unsafe-inline'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text.encode("utf-8"), {"content-security-policy": policy, "referrer-policy": "no-referrer"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from fastattn.server import chat, completions, embeddings, scores, texts, vectors
+from fastattn.server import chat, completions, embeddings, pictures, scores, texts, vectors
 from fastattn.server.exchange import Exchange
 from fastattn.server.page import page
 
@@ -68,6 +68,7 @@ ROUTES: Mapping[str, Mapping[str, Handler]] = {
     "/similarity": {"POST": vectors.similarity},
     "/predict": {"POST": scores.predict},
     "/rerank": {"POST": scores.rerank},
+    "/attention": {"POST": pictures.attention},
     "/tokenize": {"POST": texts.tokenize},
     "/decode": {"POST": texts.decode},
 }

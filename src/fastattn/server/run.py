@@ -78,6 +78,7 @@ async def run(app: App, listeners: Sequence[socket.socket]) -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one, while the models close, must not change the code
     logs.event("stopped")
     return codes[0] if codes else 0
 
