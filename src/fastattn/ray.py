@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 try:
@@ -124,7 +125,6 @@ class _Replica:
     """The ASGI application of a replica: the server's, below the route prefix of the Serve application."""
 
     def __init__(self, options: ServeOptions, load: Mapping[str, Any]) -> None:
-        from fastattn import __version__
         from fastattn.server.app import App
         from fastattn.server.models import load_models
         from fastattn.server.settings import check_exposure, read_keys
@@ -132,7 +132,7 @@ class _Replica:
         keys = read_keys(options, os.environ)
         check_exposure(options, keys)
         loading = {**load, "threads": load.get("threads") or _assigned_cpus()}
-        self._app = App(options, load_models(options.models, loading), keys, version=__version__)
+        self._app = App(options, load_models(options.models, loading), keys, version=version("fastattn"))
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, or the messages of Ray Serve about the start and the end of the replica."""
