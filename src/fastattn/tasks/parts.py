@@ -56,8 +56,8 @@ def write_part(
     path: ends with .npz or .parquet; the latter needs pyarrow. texts: a function that returns them is only called if
     they are needed. The file has the results and the error of each text, in order; .parquet also has the texts. It
     appears with all its rows or not at all, also if the process is killed. Two workers may write one part: the last one
-    replaces the file by one with equal results. Raises ConfigError if the file is from another work
-    (model name, dtype or options), InputError for another suffix, OSError, and what the work raises. The model's files are not compared.
+    replaces the file by one with equal results. The model's files are not compared. Raises ConfigError if the file is
+    from another work (model name, dtype or options), InputError for another suffix, OSError, and what the work raises.
     """
     target = check_path("path", path)
     if target.suffix not in (".npz", ".parquet"):
