@@ -113,12 +113,11 @@ def serve_app(
     def build() -> _Replica:
         return _Replica(options, loading)
 
-    @serve.deployment(**{"name": "fastattn", **deployment})  # type: ignore[untyped-decorator]
-    @serve.ingress(build)  # type: ignore[untyped-decorator]
     class FastattnServer:
-        pass
+        """Answers requests with the application that a replica builds."""
 
-    return FastattnServer.bind()
+    ingress: Any = serve.ingress(build)(FastattnServer)
+    return serve.deployment(**{"name": "fastattn", **deployment})(ingress).bind()
 
 
 class _Replica:
