@@ -113,12 +113,11 @@ def serve_app(
     def build() -> _Replica:
         return _Replica(options, loading)
 
-    @serve.deployment(**{"name": "fastattn", **deployment})  # type: ignore[untyped-decorator]
-    @serve.ingress(build)  # type: ignore[untyped-decorator]
     class FastattnServer:
         pass
 
-    return FastattnServer.bind()
+    deployed: Any = serve.deployment(**{"name": "fastattn", **deployment})(serve.ingress(build)(FastattnServer))
+    return deployed.bind()
 
 
 class _Replica:
