@@ -20,7 +20,18 @@ from pathlib import Path
 # One layer per line, the highest first.
 PYTHON_LAYERS = (
     ("__init__", "__main__", "cli", "util"),
-    ("bertopic", "chromadb", "keybert", "langchain", "llama_index", "lm_eval", "sklearn"),
+    (
+        "bertopic",
+        "chromadb",
+        "dask",
+        "keybert",
+        "langchain",
+        "llama_index",
+        "lm_eval",
+        "ray",
+        "sklearn",
+        "spark",
+    ),
     ("bench",),
     ("server",),
     ("viz",),

@@ -29,6 +29,9 @@ PACKAGES = {
     "bertopic": "bertopic",
     "keybert": "keybert",
     "lm_eval": "lm_eval",
+    "ray": "ray",
+    "spark": "pyspark",
+    "dask": "dask",
 }
 
 
