@@ -114,10 +114,10 @@ def serve_app(
         return _Replica(options, loading)
 
     class FastattnServer:
-        pass
+        """Answers requests with the application that a replica builds."""
 
-    deployed: Any = serve.deployment(**{"name": "fastattn", **deployment})(serve.ingress(build)(FastattnServer))
-    return deployed.bind()
+    ingress: Any = serve.ingress(build)(FastattnServer)
+    return serve.deployment(**{"name": "fastattn", **deployment})(ingress).bind()
 
 
 class _Replica:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 try:
     import pyspark
+    from pyspark.sql import types
 except ModuleNotFoundError as error:
     raise ImportError(
         'fastattn.spark: expected the package pyspark, found none; run pip install "fastattn[spark]"'
     ) from error
 
 from fastattn.errors import InputError
-from fastattn.tasks.columns import ClassifyTexts, EmbedTexts, GenerateTexts, Kind, TextWork
+from fastattn.tasks.columns import ClassifyTexts, EmbedTexts, GenerateTexts, Kind, TextWork, stacked
 from fastattn.tasks.parts import write_part
 
 if TYPE_CHECKING:
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassifyTexts", "EmbedTexts", "GenerateTexts", "map_texts", "text_udf", "write_part"]
 
-_TYPES: dict[Kind, str] = {"vector": "array<float>", "text": "string", "number": "double"}
+_TYPES: Mapping[Kind, Any] = {
+    "vector": types.ArrayType(types.FloatType()),
+    "text": types.StringType(),
+    "number": types.DoubleType(),
+}
 
 
 def _with_cpus(work: TextWork) -> TextWork:
@@ -31,31 +38,36 @@ def _with_cpus(work: TextWork) -> TextWork:
     return work if work.threads is not None or context is None else replace(work, threads=max(1, context.cpus()))
 
 
-def _fields(work: TextWork) -> str:
-    return ", ".join(f"{name} {_TYPES[kind]}" for name, kind in {**work.outputs, "error": "text"}.items())
+def _fields(work: TextWork) -> list[Any]:
+    return [types.StructField(name, _TYPES[kind]) for name, kind in (*work.outputs.items(), ("error", "text"))]
 
 
 def text_udf(work: TextWork, *, batch_size: int = 1024) -> Callable[..., Any]:
     """Return a function of a column of strings: the column of a struct with the results and the error of each text.
 
     It is a `pyspark.ml.functions.predict_batch_udf`, to be used as `text_udf(EmbedTexts())("text").alias("found")`. A
-    Python worker loads the model once and shares it between tasks. A failed text has null results. batch_size: rows
-    of a call; it changes no result.
+    Python worker loads the model once and shares it between tasks. A failed text has null results, but a vector of NaN,
+    because such a function has no null vectors. batch_size: rows of a call; it changes no result.
     """
     from pyspark.ml.functions import predict_batch_udf
 
-    def make() -> Callable[[Any], list[dict[str, Any]]]:
+    def make() -> Callable[[Any], dict[str, Any]]:
         own = _with_cpus(work)
 
-        def predict(texts: Any) -> list[dict[str, Any]]:
+        def predict(texts: Any) -> dict[str, Any]:
             found = own(texts)
-            columns = {**found.values, "error": found.errors}
-            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            columns = {
+                name: stacked(found.values[name])
+                if kind == "vector"
+                else np.array([*found.values[name], ""], object)[:-1]
+                for name, kind in work.outputs.items()
+            }
+            return {**columns, "error": np.array([*found.errors, ""], object)[:-1]}
 
         return predict
 
     udf: Callable[..., Any] = predict_batch_udf(
-        make, return_type=f"struct<{_fields(work).replace(' ', ': ')}>".replace(",:", ","), batch_size=batch_size
+        make, return_type=types.StructType(_fields(work)), batch_size=batch_size
     )
     return udf
 
@@ -78,7 +90,4 @@ def map_texts(frame: Any, work: TextWork, *, column: str = "text") -> Any:
             found = own(part[column])
             yield part.assign(**found.values, error=found.errors)
 
-    schema = pyspark.sql.types.StructType(list(frame.schema.fields))
-    for name, kind in {**work.outputs, "error": "text"}.items():
-        schema = schema.add(name, _TYPES[kind])
-    return frame.mapInPandas(run, schema)
+    return frame.mapInPandas(run, types.StructType([*frame.schema.fields, *_fields(work)]))

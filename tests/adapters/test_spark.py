@@ -28,6 +28,7 @@ def session() -> Iterator[Any]:
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.sql.shuffle.partitions", "2")
     found = builder.config("spark.pyspark.python", sys.executable).getOrCreate()
     yield found
     found.stop()
