@@ -329,7 +329,7 @@ async def terminate(url: str, args: argparse.Namespace, own: OwnServer) -> list[
         asyncio.get_running_loop().call_later(TERMINATE_SECONDS / 2, own.process.terminate)
         await (load.run_clients(TERMINATE_SECONDS) if args.clients else load.run(args.rates[0], TERMINATE_SECONDS))
     statuses = sum((record.statuses for record in load.records.values()), Counter[int]())
-    print(f"SIGTERM    {dict(sorted(statuses.items()))} (-1: refused connections), {load.n_equal} results compared")
+    print(f"SIGTERM    {dict(sorted(statuses.items()))} (-1: no connection), {load.n_equal} results compared")
     bad = {status for status in statuses if status >= 500 and status != BUSY[1]}
     return [f"SIGTERM: status {status}" for status in bad] + (["SIGTERM: results differ"] if load.n_different else [])
 

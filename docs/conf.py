@@ -33,7 +33,17 @@ myst_url_schemes = {"http": None, "https": None, "mailto": None, "checkout": Non
 myst_enable_extensions = ["colon_fence", "deflist"]
 
 # The page about other libraries needs none of them but scikit-learn.
-autodoc_mock_imports = ["bertopic", "chromadb", "dask", "keybert", "langchain_core", "llama_index", "lm_eval", "pyspark", "ray"]
+autodoc_mock_imports = [
+    "bertopic",
+    "chromadb",
+    "dask",
+    "keybert",
+    "langchain_core",
+    "llama_index",
+    "lm_eval",
+    "pyspark",
+    "ray",
+]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and types in words; signatures stay short
 autodoc_class_signature = "mixed"

@@ -1,4 +1,4 @@
-"""Run Llama-, GPT- and BERT-family transformers from Python, close to the limit of the CPU: numpy in, numpy out."""
+"""Run Llama, GPT and BERT models from Python, close to the CPU's limit: numpy in, numpy out, no PyTorch."""
 
 from __future__ import annotations
 

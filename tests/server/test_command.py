@@ -166,7 +166,7 @@ def test_what_it_refuses_to_start_with(
         assert (
             failed("--uds", path) == f"fastattn: uds: expected a free path, got {path!r}, where another server listens"
         )
-    assert "nothing' here, and it is not a hub id" in failed("-m", str(tmp_path / "nothing"), "--uds", path)
+    assert "here, and it is not a hub id" in failed("-m", str(tmp_path / "nothing"), "--uds", path)
     assert not os.path.exists(path)
     (tmp_path / "file").write_text("text")
     assert "cannot listen at" in failed("--uds", str(tmp_path / "file"))

@@ -36,7 +36,7 @@ def test_the_load_script(server: Live, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     [found] = json.loads(out.read_text())["results"]
     assert set(found["completion"]["statuses"]) == set(found["embedding"]["statuses"]) == {"200"}
-    assert set(found["wrong"]["statuses"]) == {"400"}
+    assert set(found["wrong"]["statuses"]) <= {"400", "404", "413"}
     n_sent = sum(found[kind]["requests"] for kind in ("completion", "stream", "embedding", "wrong", "abandoned"))
     assert n_sent > 10
     stream = found["stream"]

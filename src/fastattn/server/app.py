@@ -48,7 +48,7 @@ class App:
         self._idle.set()
         for kind, gate in (("generate", self.generating), ("encode", self.encoding)):
             running, waiting = lambda gate=gate: gate.running, lambda gate=gate: gate.waiting
-            self.metrics.watch(kind, running, waiting, gate.most_running)  # type: ignore[misc]
+            self.metrics.watch(kind, running, waiting, gate.most_running)
         self.metrics.watch_pages({name: model.kv_stats for name, model in models.generators().items()})
         self.asgi: Any = self
         if options.cors_origins:
