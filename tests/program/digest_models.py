@@ -24,6 +24,13 @@ GPT2_124M = {**GPT2, "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n
 BERT_BASE = {**BERT, "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
              "intermediate_size": 3072, "max_position_embeddings": 512}  # fmt: skip
 
+# Two decoders: shared keys and values, rotary positions and gated layers; also windows, soft caps and scaled embeddings.
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 500, "hidden_size": 96,
+         "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+         "head_dim": 32, "max_position_embeddings": 128}  # fmt: skip
+GEMMA2 = {**LLAMA, "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "sliding_window": 20,
+          "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0}  # fmt: skip
+
 ALL_FORMATS = ("float32", "bfloat16", "int8", "int4", "float32/bfloat16", "float32/int8", "int8/float32",
                "bfloat16/float32", "int4/int8/float32")  # fmt: skip
 ENCODER_FORMATS = ALL_FORMATS[:-1]
@@ -78,6 +85,11 @@ def random_bert(folder: Path, **options: Any) -> Path:
     return write_random(folder, config, bert_shapes(config))
 
 
+def random_llama(folder: Path, **options: Any) -> Path:
+    config = {**LLAMA, **options}
+    return write_random(folder, config, llama_shapes(config))
+
+
 # Families and heads that the other models do not have.
 HEADS: Mapping[str, Task] = {
     "gpt2": "token-classification",
@@ -109,6 +121,8 @@ SUBJECTS: Mapping[str, Subject] = {
     "gpt2-124m-2-layers": Subject("wide-gpt2", partial(random_gpt2, n_layer=2), WEIGHT_FORMATS),
     "bert-base": Subject("wide-bert", random_bert, WEIGHT_FORMATS, active_only=True),
     "heads": Subject("heads", random_heads, WEIGHT_FORMATS),
+    "llama": Subject("gpt2", random_llama, WEIGHT_FORMATS),
+    "gemma2": Subject("gpt2", partial(random_llama, **GEMMA2), WEIGHT_FORMATS),
     "bert-base-2-layers": Subject("wide-bert", partial(random_bert, num_hidden_layers=2), WEIGHT_FORMATS),
 }
 
@@ -152,6 +166,26 @@ def bert_shapes(config: Mapping[str, Any]) -> Shapes:
     shapes |= linear("pooler.dense", d, d)
     named = {f"bert.{name}": shape for name, shape in shapes.items()}
     return named | linear("classifier", len(config["id2label"]), d)
+
+
+def llama_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Return the shapes of the tensors of a Llama, or of a Gemma 2, which has four norms per layer and a tied head."""
+    d, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    rows, kv_rows = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if config["model_type"] == "gemma2":
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], d), "model.norm.weight": (d,)}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        shapes |= {f"{layer}.{name}.weight": (d,) for name in norms}
+        for name, shape in (("self_attn.q_proj", (rows, d)), ("self_attn.k_proj", (kv_rows, d)),
+                            ("self_attn.v_proj", (kv_rows, d)), ("self_attn.o_proj", (d, rows)),
+                            ("mlp.gate_proj", (inner, d)), ("mlp.up_proj", (inner, d)),
+                            ("mlp.down_proj", (d, inner))):  # fmt: skip
+            shapes[f"{layer}.{name}.weight"] = shape
+    head = {} if config["model_type"] == "gemma2" else {"lm_head.weight": (config["vocab_size"], d)}
+    return shapes | head
 
 
 def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
