@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -353,11 +353,13 @@ class _Process:
         for call in calls or list(self.scheduler.calls):
             self._end(call, error)
 
-    def _end(self, call: Call, error: Exception) -> None:
+    def _end(self, call: Call, error: Exception, others: Iterable[Exception] = ()) -> None:
+        """End a call with an error. others: further errors of the same step, which become notes of this one."""
         if call.error is None:
-            call.error = error  # before the call is done
-        elif call.error is not error:
-            _note(call.error, error)
+            for other in others:
+                if other is not error:
+                    _note(error, other)
+            call.error = error  # last, because the caller may raise it from now on; and before the call is done
         self.scheduler.remove(call)
         call.ring()
 
@@ -367,7 +369,8 @@ class _Process:
             result = results[0]
             call = result.request.call
             if call is not None and isinstance(result, Failure):
-                self._end(call, result.error)
+                failures = [one.error for one in results if isinstance(one, Failure) and one.request.call is call]
+                self._end(call, result.error, failures[1:])
             elif call is not None and isinstance(result, Draw):
                 call.put(result)
                 if call.abandoned:
