@@ -80,6 +80,7 @@ class App:
                 raise
         finally:
             self._record(exchange, reason)
+        await exchange.linger(self.options.body_timeout_s)
 
     def _find(self, exchange: Exchange) -> Callable[[App, Exchange], Awaitable[None]]:
         """Return the handler of a request that is allowed. Raises Problem."""
@@ -128,7 +129,6 @@ class App:
         for key in self._keys:
             fits = hmac.compare_digest(given, key) or fits  # all keys, so that the time says nothing
         if kind.lower() != "bearer" or not fits:
-            exchange.closes = True
             raise Problem(
                 401, "authorization: expected a valid API key", None, "invalid_api_key", {"www-authenticate": "Bearer"}
             )
@@ -164,8 +164,6 @@ class App:
         problem = _shutting_down() if isinstance(error, asyncio.CancelledError) else problem_of(error)
         if exchange.shape == "tei":
             problem = unprocessable(problem)
-        if not exchange.has_body.is_set():
-            exchange.closes = exchange.closes or exchange.scope["method"] == "POST"  # a part of the body may follow
         if problem.code == "internal_error":
             logs.event(
                 "error",
@@ -175,7 +173,8 @@ class App:
                 places=logs.places_of(error),
             )
         try:
-            await asyncio.wait_for(exchange.fail(problem), _LAST_EVENT_S)
+            failing = exchange.fail(problem, lingers=not isinstance(error, asyncio.CancelledError))
+            await asyncio.wait_for(failing, _LAST_EVENT_S)
         except (asyncio.TimeoutError, OSError):
             exchange.notes["unsent"] = True
         return problem.code or "error"

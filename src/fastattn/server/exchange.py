@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -19,6 +20,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _JSON = "application/json"
+_LINGER_BYTES, _LINGER_S = 16 << 20, 5.0  # limits for the rest of a body after an error
 NOT_FINITE = -9999.0  # OpenAI's log-probability of a token that cannot occur
 
 
@@ -50,20 +52,20 @@ class Exchange:
         self.closes = False  # whether the connection ends with the response
         self.notes: dict[str, Any] = {}
         self.has_body = asyncio.Event()  # the body was read, so the next message is a disconnect
+        self._lingers = False  # whether `linger` ends the response
 
     async def read(self, max_bytes: int, timeout_s: float) -> Fields:
         """Return the fields of a JSON body. Raises Problem, ClientGone."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != _JSON:
-            raise self._last(Problem(415, f"content-type: expected {_JSON}", None, "unsupported_media_type"))
+            raise Problem(415, f"content-type: expected {_JSON}", None, "unsupported_media_type")
         length = self.headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > max_bytes:
-            raise self._last(_too_large(max_bytes))
+            raise _too_large(max_bytes)
         try:
             data = await asyncio.wait_for(self._read_bytes(max_bytes), timeout_s)
         except asyncio.TimeoutError:
-            raise self._last(Problem(408, "the body did not arrive in time", None, "body_timeout")) from None
-        self.has_body.set()
+            raise Problem(408, "the body did not arrive in time", None, "body_timeout") from None
         return parse_body(data)
 
     async def _read_bytes(self, max_bytes: int) -> bytes:
@@ -73,15 +75,12 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise ClientGone
             data += message.get("body", b"")
-            if len(data) > max_bytes:
-                raise self._last(_too_large(max_bytes))
             if not message.get("more_body", False):
+                self.has_body.set()
+            if len(data) > max_bytes:
+                raise _too_large(max_bytes)
+            if self.has_body.is_set():
                 return bytes(data)
-
-    def _last(self, problem: Problem) -> Problem:
-        """Close the connection after an error that leaves a part of the body unread."""
-        self.closes = True
-        return problem
 
     async def disconnected(self) -> None:
         """Wait until the client closes its connection, after its body was read."""
@@ -98,17 +97,39 @@ class Exchange:
         body = value if isinstance(value, bytes) else to_json(value)
         await self._start(status, {"content-type": kind, "content-length": str(len(body)), **(headers or {})})
         self.ended = True
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": body, "more_body": self._lingers})
 
-    async def fail(self, problem: Problem) -> None:
-        """Send an error; in a stream of events, as the last event."""
+    async def fail(self, problem: Problem, *, lingers: bool = False) -> None:
+        """Send an error; in a stream of events, as the last event. lingers: the caller calls `linger` afterwards."""
         if self.ended:
             return
         if self.streams:
             await self.event(problem.body(self.shape))
             await self._end()
-        else:
-            await self.reply(problem.body(self.shape), problem.status, problem.headers)
+            return
+        if not self.has_body.is_set() and self.scope["method"] not in ("GET", "HEAD"):
+            self.closes = True
+            self._lingers = lingers and problem.status != 408 and self.headers.get("expect") is None
+        await self.reply(problem.body(self.shape), problem.status, problem.headers)
+
+    async def linger(self, timeout_s: float) -> None:
+        """After an error that left a part of the body unread: read it, within limits, and close the connection.
+
+        A connection that is closed while the client still sends is reset, and the client may lose the response.
+        """
+        if self._lingers:
+            with contextlib.suppress(asyncio.TimeoutError, ClientGone):
+                await asyncio.wait_for(self._discard(_LINGER_BYTES), min(timeout_s, _LINGER_S))
+            await self._send({"type": "http.response.body", "body": b""})
+
+    async def _discard(self, n_bytes: int) -> None:
+        while n_bytes > 0:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            if not message.get("more_body", False):
+                return
+            n_bytes -= len(message["body"])
 
     async def start_events(self) -> None:
         """Begin a stream of server-sent events."""
