@@ -24,7 +24,7 @@ GPT2_124M = {**GPT2, "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n
 BERT_BASE = {**BERT, "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
              "intermediate_size": 3072, "max_position_embeddings": 512}  # fmt: skip
 
-# Two decoders: shared keys and values, rotary positions and gated layers; also windows, soft caps and scaled embeddings.
+# Two decoders: shared keys and values, rotary positions, gated layers; also windows, soft caps, scaled embeddings.
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 500, "hidden_size": 96,
          "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
          "head_dim": 32, "max_position_embeddings": 128}  # fmt: skip
