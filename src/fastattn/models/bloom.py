@@ -10,11 +10,10 @@ from fastattn.graph.attention_bias import AlibiBias, alibi_slopes
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import activate, attention, embedding, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, head_matrix, outputs
+from fastattn.models.causal import DecoderConfig, architectures, head_matrix, outputs
 from fastattn.models.config import (
     MAX_LAYERS,
     MAX_TABLE_POSITIONS,
-    CommonConfig,
     ConfigReader,
     add_names,
     unchangeable,
@@ -37,7 +36,7 @@ ALIBI = "alibi"
 @add_names(NAMES)
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BloomConfig(CommonConfig):
+class BloomConfig(DecoderConfig):
     """The options of a BLOOM, named as in config.json. seq_length: the longest text, which ALiBi does not need."""
 
     hidden_size: int
@@ -46,16 +45,10 @@ class BloomConfig(CommonConfig):
     seq_length: int
     layer_norm_epsilon: float
     apply_residual_connection_post_layernorm: bool
-    tie_word_embeddings: bool
 
     @property
     def max_position_embeddings(self) -> int:
         return self.seq_length
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
 
 def read_config(raw: Mapping[str, object]) -> BloomConfig:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastattn.checkpoint.source import ComputedSource, WeightSource
 from fastattn.errors import ConfigError
-from fastattn.graph.kinds import gather_rows, linear
+from fastattn.graph.kinds import Activation, activate, gather_rows, linear, rotary
 from fastattn.graph.rotary_table import RotaryTable
 from fastattn.graph.tensor import Tensor, Weights
-from fastattn.models.config import ConfigReader
+from fastattn.models.config import CommonConfig, ConfigReader, unchangeable
+from fastattn.models.decoder import decoder_matrix
 from fastattn.models.rope import Rope
 from fastattn.models.tasks import Task
 
@@ -30,6 +32,19 @@ CLASSIFIERS: Mapping[Task, tuple[str, ...]] = {"sequence-classification": ("scor
 HEAD_NAMES = ("lm_head", "score", "qa_outputs")
 UNUSED_HEADS = rf"({'|'.join(HEAD_NAMES)})\..*"
 FULL, LOCAL = "full_attention", "sliding_attention"
+
+
+@unchangeable
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig(CommonConfig):
+    """The options of a decoder without token types."""
+
+    tie_word_embeddings: bool
+
+    @property
+    def type_vocab_size(self) -> int | None:
+        """None, because there are no token types."""
+        return None
 
 
 class _Config(Protocol):
@@ -105,15 +120,19 @@ def rotary_tables(ropes: Mapping[str, Rope], positions: int, *, interleaved: boo
 
 
 def head_matrix(cfg: _Config, w: Weights, embeddings: Weights, name: str = "lm_head") -> Weights:
-    """Return the place of the output matrix: `name`, or the token embeddings if they are tied.
+    """Return the place of the output matrix: `name`, or the token embeddings if they are tied."""
+    return decoder_matrix(w[name], embeddings, cfg.vocab_size, cfg.hidden_size, tied=cfg.tie_word_embeddings)
 
-    Tied embeddings are then a matrix for every task, so they are rounded the same way in all of them.
-    """
-    head = w[name]
-    if not head.has("weight") and (cfg.tie_word_embeddings or head.repeats("weight")):
-        embeddings.matrix(cfg.vocab_size, cfg.hidden_size)
-        return embeddings
-    return head
+
+def rotate(x: Tensor, table: Weights, rope: Rope, n_head: int, positions: int) -> Tensor:
+    """Turn the heads of queries or keys by their positions. table: the place of the table of `rotary_tables`."""
+    return rotary(x, table, n_head=n_head, dimensions=2 * len(rope.frequencies), max_positions=positions)
+
+
+def gated_mlp(x: Tensor, w: Weights, inner: int, activation: Activation, *, bias: bool = False) -> Tensor:
+    """Compute down(activation(gate(x)) * up(x)), with `inner` columns in between."""
+    gate, up = (linear(x, w[name], inner, bias=bias) for name in ("gate_proj", "up_proj"))
+    return linear(activate(gate, activation) * up, w["down_proj"], x.width, bias=bias)
 
 
 def outputs(

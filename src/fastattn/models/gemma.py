@@ -12,21 +12,29 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.errors import ConfigError
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import (
-    Activation,
     activate,
     attention,
     embedding,
     gather_rows,
     linear,
     rms_norm,
-    rotary,
     scale,
 )
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, check_rotary, head_matrix, key_heads, outputs, rotary_tables
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.causal import (
+    architectures,
+    check_rotary,
+    gated_mlp,
+    head_matrix,
+    key_heads,
+    outputs,
+    rotary_tables,
+    rotate,
+)
+from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.fused import constant, plus_one
 from fastattn.models.llama import LAYOUT as LAYOUT
+from fastattn.models.llama import LlamaSizes
 from fastattn.models.names import ModelNames
 from fastattn.models.rope import Rope, read_rope
 from fastattn.models.tasks import Task
@@ -39,7 +47,7 @@ HARMLESS = "attention_dropout cache_implementation"
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GemmaConfig(CommonConfig):
+class GemmaConfig(LlamaSizes):
     """The options of a Gemma 1 to 3, named as in config.json.
 
     attention_scale: the factor of the scores. windows: the sliding window of each layer, 0 for none. ropes: the
@@ -48,17 +56,7 @@ class GemmaConfig(CommonConfig):
     tokens attend to those after them too (EmbeddingGemma). The softcaps are 0 if there is none.
     """
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_act: Activation
-    max_position_embeddings: int
-    rms_norm_eps: float
     attention_bias: bool
-    tie_word_embeddings: bool
     attention_scale: float
     windows: tuple[int, ...]
     ropes: Mapping[str, Rope]
@@ -68,11 +66,6 @@ class GemmaConfig(CommonConfig):
     causal: bool = True
     attn_logit_softcapping: float = 0.0
     final_logit_softcapping: float = 0.0
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
 
 def read_config(raw: Mapping[str, object]) -> GemmaConfig:
@@ -161,16 +154,14 @@ def norm(cfg: GemmaConfig, x: Tensor, w: Weights, *, groups: int = 1) -> Tensor:
 
 def transformer(cfg: GemmaConfig, w: Weights, t: Tokens) -> Tensor:
     """Compute the hidden states of all tokens after the last norm, [n_tokens, hidden_size]."""
-    d, inner, bias = cfg.hidden_size, cfg.intermediate_size, False
-    h = scale(embedding(w["embed_tokens"], t.ids, cfg.vocab_size, d), w[NORMALIZER])
+    h = scale(embedding(w["embed_tokens"], t.ids, cfg.vocab_size, cfg.hidden_size), w[NORMALIZER])
     before = "pre_feedforward_layernorm" if cfg.outer_norms else "post_attention_layernorm"
     for i in range(cfg.num_hidden_layers):
         b, h = w[f"layers.{i}"], hidden_state(h)
         a = attend(cfg, w, norm(cfg, h, b["input_layernorm"]), i)
         h = h + (norm(cfg, a, b["post_attention_layernorm"]) if cfg.outer_norms else a)
         x = norm(cfg, h, b[before])
-        gate, up = (linear(x, b[f"mlp.{name}"], inner, bias=bias) for name in ("gate_proj", "up_proj"))
-        m = linear(activate(gate, cfg.hidden_act) * up, b["mlp.down_proj"], d, bias=bias)
+        m = gated_mlp(x, b["mlp"], cfg.intermediate_size, cfg.hidden_act)
         h = h + (norm(cfg, m, b["post_feedforward_layernorm"]) if cfg.outer_norms else m)
     return hidden_state(norm(cfg, h, w["norm"]))
 
@@ -183,10 +174,10 @@ def attend(cfg: GemmaConfig, w: Weights, x: Tensor, i: int) -> Tensor:
     k, v = (linear(x, a[f"{name}_proj"], kv_heads * cfg.head_dim, bias=bias) for name in "kv")
     if cfg.qk_norm:
         q, k = norm(cfg, q, a["q_norm"], groups=heads), norm(cfg, k, a["k_norm"], groups=kv_heads)
-    turn: dict[str, Any] = {"dimensions": 2 * len(rope.frequencies), "max_positions": cfg.max_positions}
+    q, k = (rotate(y, w[cfg.rope_of[i]], rope, n, cfg.max_positions) for y, n in ((q, heads), (k, kv_heads)))
     y = attention(
-        rotary(q, w[cfg.rope_of[i]], n_head=heads, **turn),
-        rotary(k, w[cfg.rope_of[i]], n_head=kv_heads, **turn),
+        q,
+        k,
         v,
         layer=i,
         n_head=heads,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear, rotary
+from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, head_matrix, outputs, rotary_tables
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.causal import DecoderConfig, architectures, head_matrix, outputs, rotary_tables, rotate
+from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.fused import QKV, InterleavedQkv
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.rope import Rope, read_rope
@@ -32,7 +31,7 @@ ARCHITECTURES = architectures("GPTNeoX")
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GptNeoXConfig(CommonConfig):
+class GptNeoXConfig(DecoderConfig):
     """The options of a GPT-NeoX, named as in config.json. attention_bias: of all linears of the attention."""
 
     hidden_size: int
@@ -45,12 +44,6 @@ class GptNeoXConfig(CommonConfig):
     use_parallel_residual: bool
     attention_bias: bool
     rope: Rope
-    tie_word_embeddings: bool
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
     @property
     def head_dim(self) -> int:
@@ -127,8 +120,7 @@ def attend(cfg: GptNeoXConfig, w: Weights, x: Tensor, i: int) -> Tensor:
     """Compute the attention of layer i, [n_tokens, hidden_size]."""
     a, heads, width = w[f"layers.{i}.attention"], cfg.num_attention_heads, cfg.hidden_size
     q, k, v = (linear(x, a[name], width, bias=cfg.attention_bias) for name in QKV)
-    turn: dict[str, Any] = {"dimensions": 2 * len(cfg.rope.frequencies), "max_positions": cfg.max_positions}
-    q, k = (rotary(y, w["rotary"], n_head=heads, **turn) for y in (q, k))
+    q, k = (rotate(y, w["rotary"], cfg.rope, heads, cfg.max_positions) for y in (q, k))
     y = attention(q, k, v, layer=i, n_head=heads, causal=True)
     return linear(y, a["dense"], width, bias=cfg.attention_bias)
 

@@ -11,21 +11,24 @@ from typing import Any, Literal
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, linear, rms_norm, rotary
+from fastattn.graph.kinds import Activation, attention, embedding, linear, rms_norm
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
 from fastattn.models.causal import (
     FULL,
     LOCAL,
     UNUSED_HEADS,
+    DecoderConfig,
     architectures,
     check_rotary,
+    gated_mlp,
     head_matrix,
     key_heads,
     outputs,
     rotary_tables,
+    rotate,
     size_of_heads,
 )
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.names import Layout, ModelNames
 from fastattn.models.rope import Rope, read_rope
 from fastattn.models.tasks import Task
@@ -42,13 +45,8 @@ HARMLESS = "attention_dropout is_llama_config pretraining_tp"
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaConfig(CommonConfig):
-    """The options of a Llama, named as in config.json.
-
-    attention_bias: of q, k and v. output_bias: of the linear after attention. qk_norm: whether queries and keys are
-    normalized, by head or by row. windows: the sliding window of each layer, 0 for none. rotates: whether each layer
-    has rotary positions.
-    """
+class LlamaSizes(DecoderConfig):
+    """The options of Llama, Gemma and Phi-3, named as in config.json."""
 
     hidden_size: int
     intermediate_size: int
@@ -59,19 +57,25 @@ class LlamaConfig(CommonConfig):
     hidden_act: Activation
     max_position_embeddings: int
     rms_norm_eps: float
+
+
+@unchangeable
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig(LlamaSizes):
+    """The options of a Llama, named as in config.json.
+
+    attention_bias: of q, k and v. output_bias: of the linear after attention. qk_norm: whether queries and keys are
+    normalized, by head or by row. windows: the sliding window of each layer, 0 for none. rotates: whether each layer
+    has rotary positions.
+    """
+
     rope: Rope
-    tie_word_embeddings: bool
     windows: tuple[int, ...]
     rotates: tuple[bool, ...]
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: Literal["", "head", "row"] = ""
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
 
 def read_config(raw: Mapping[str, object]) -> LlamaConfig:
@@ -151,14 +155,13 @@ def computed(cfg: LlamaConfig, names: ModelNames) -> Mapping[str, WeightSource]:
 
 def transformer(cfg: LlamaConfig, w: Weights, t: Tokens) -> Tensor:
     """Compute the hidden states of all tokens after the last norm, [n_tokens, hidden_size]."""
-    d, inner, eps = cfg.hidden_size, cfg.intermediate_size, cfg.rms_norm_eps
-    h = embedding(w["embed_tokens"], t.ids, cfg.vocab_size, d)
+    eps = cfg.rms_norm_eps
+    h = embedding(w["embed_tokens"], t.ids, cfg.vocab_size, cfg.hidden_size)
     for i in range(cfg.num_hidden_layers):
         b, h = w[f"layers.{i}"], hidden_state(h)
         h = h + attend(cfg, w, rms_norm(h, b["input_layernorm"], eps), i)
         x = rms_norm(h, b["post_attention_layernorm"], eps)
-        gate, up = (linear(x, b[f"mlp.{name}"], inner, bias=cfg.mlp_bias) for name in ("gate_proj", "up_proj"))
-        h = h + linear(activate(gate, cfg.hidden_act) * up, b["mlp.down_proj"], d, bias=cfg.mlp_bias)
+        h = h + gated_mlp(x, b["mlp"], cfg.intermediate_size, cfg.hidden_act, bias=cfg.mlp_bias)
     return hidden_state(rms_norm(h, w["norm"], eps))
 
 
@@ -172,9 +175,7 @@ def attend(cfg: LlamaConfig, w: Weights, x: Tensor, i: int) -> Tensor:
         parts = (heads, kv_heads) if cfg.qk_norm == "head" else (1, 1)
         q, k = (rms_norm(y, a[f"{n}_norm"], eps, groups=g) for y, n, g in zip((q, k), "qk", parts, strict=True))
     if cfg.rotates[i]:
-        turn: dict[str, Any] = {"dimensions": 2 * len(cfg.rope.frequencies), "max_positions": cfg.max_positions}
-        q = rotary(q, w["rotary"], n_head=heads, **turn)
-        k = rotary(k, w["rotary"], n_head=kv_heads, **turn)
+        q, k = (rotate(y, w["rotary"], cfg.rope, n, cfg.max_positions) for y, n in ((q, heads), (k, kv_heads)))
     y = attention(q, k, v, layer=i, n_head=heads, n_kv_head=kv_heads, causal=True, window=cfg.windows[i])
     return linear(y, a["o_proj"], cfg.hidden_size, bias=cfg.output_bias)
 

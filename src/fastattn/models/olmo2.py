@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import activate, embedding, linear, rms_norm
+from fastattn.graph.kinds import embedding, rms_norm
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, head_matrix, outputs
+from fastattn.models.causal import architectures, gated_mlp, head_matrix, outputs
 from fastattn.models.config import ConfigReader
 from fastattn.models.llama import HARMLESS, LlamaConfig, attend, read_sizes
 from fastattn.models.tasks import Task
@@ -35,13 +35,12 @@ def read_config(raw: Mapping[str, object]) -> LlamaConfig:
 
 def transformer(cfg: LlamaConfig, w: Weights, t: Tokens) -> Tensor:
     """Compute the hidden states of all tokens after the last norm, [n_tokens, hidden_size]."""
-    d, inner, eps = cfg.hidden_size, cfg.intermediate_size, cfg.rms_norm_eps
-    h = embedding(w["embed_tokens"], t.ids, cfg.vocab_size, d)
+    eps = cfg.rms_norm_eps
+    h = embedding(w["embed_tokens"], t.ids, cfg.vocab_size, cfg.hidden_size)
     for i in range(cfg.num_hidden_layers):
         b, h = w[f"layers.{i}"], hidden_state(h)
         h = h + rms_norm(attend(cfg, w, h, i), b["post_attention_layernorm"], eps)
-        gate, up = (linear(h, b[f"mlp.{name}"], inner, bias=False) for name in ("gate_proj", "up_proj"))
-        m = linear(activate(gate, cfg.hidden_act) * up, b["mlp.down_proj"], d, bias=False)
+        m = gated_mlp(h, b["mlp"], cfg.intermediate_size, cfg.hidden_act)
         h = h + rms_norm(m, b["post_feedforward_layernorm"], eps)
     return hidden_state(rms_norm(h, w["norm"], eps))
 

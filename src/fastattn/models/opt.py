@@ -9,8 +9,8 @@ from fastattn.checkpoint.source import WeightSource
 from fastattn.graph.ir import Program
 from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import UNUSED_HEADS, architectures, outputs
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.causal import UNUSED_HEADS, DecoderConfig, architectures, outputs
+from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.decoder import decoder_matrix
 from fastattn.models.fused import constant
 from fastattn.models.names import Layout, ModelNames
@@ -29,7 +29,7 @@ EPS = 1e-5  # torch's default
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OptConfig(CommonConfig):
+class OptConfig(DecoderConfig):
     """The options of an OPT, named as in config.json.
 
     word_embed_proj_dim: the width of the token embeddings. final_norm: whether there is a norm after the last layer.
@@ -46,12 +46,6 @@ class OptConfig(CommonConfig):
     final_norm: bool
     enable_bias: bool
     layer_norm_elementwise_affine: bool
-    tie_word_embeddings: bool
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
 
 def read_config(raw: Mapping[str, object]) -> OptConfig:

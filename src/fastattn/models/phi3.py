@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, linear, rms_norm, rotary, split
+from fastattn.graph.kinds import activate, attention, embedding, linear, rms_norm, split
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, head_matrix, key_heads, outputs, rotary_tables, size_of_heads
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.causal import architectures, head_matrix, key_heads, outputs, rotary_tables, rotate, size_of_heads
+from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.llama import LAYOUT as LAYOUT
+from fastattn.models.llama import LlamaSizes
 from fastattn.models.names import ModelNames
 from fastattn.models.rope import Rope, read_rope
 from fastattn.models.tasks import Task
@@ -23,26 +23,11 @@ ARCHITECTURES = architectures("Phi3")
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phi3Config(CommonConfig):
+class Phi3Config(LlamaSizes):
     """The options of a Phi-3, named as in config.json. sliding_window: 0 for none."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_act: Activation
-    max_position_embeddings: int
-    rms_norm_eps: float
     rope: Rope
     sliding_window: int
-    tie_word_embeddings: bool
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
 
 def read_config(raw: Mapping[str, object]) -> Phi3Config:
@@ -115,8 +100,7 @@ def attend(cfg: Phi3Config, w: Weights, x: Tensor, i: int) -> Tensor:
     a, heads, kv_heads = w[f"layers.{i}.self_attn"], cfg.num_attention_heads, cfg.num_key_value_heads
     widths = [n * cfg.head_dim for n in (heads, kv_heads, kv_heads)]
     q, k, v = split(linear(x, a["qkv_proj"], sum(widths), bias=False), widths)
-    turn: dict[str, Any] = {"dimensions": 2 * len(cfg.rope.frequencies), "max_positions": cfg.max_positions}
-    q, k = rotary(q, w["rotary"], n_head=heads, **turn), rotary(k, w["rotary"], n_head=kv_heads, **turn)
+    q, k = (rotate(y, w["rotary"], cfg.rope, n, cfg.max_positions) for y, n in ((q, heads), (k, kv_heads)))
     y = attention(q, k, v, layer=i, n_head=heads, n_kv_head=kv_heads, causal=True, window=cfg.sliding_window)
     return linear(y, a["o_proj"], cfg.hidden_size, bias=False)
 

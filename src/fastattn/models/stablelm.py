@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import Activation, activate, attention, embedding, layer_norm, linear, rotary
+from fastattn.graph.kinds import Activation, attention, embedding, layer_norm, linear
 from fastattn.graph.tensor import Tensor, Tokens, Weights, hidden_state
-from fastattn.models.causal import architectures, head_matrix, key_heads, outputs, rotary_tables
-from fastattn.models.config import MAX_LAYERS, CommonConfig, ConfigReader, unchangeable
+from fastattn.models.causal import (
+    DecoderConfig,
+    architectures,
+    gated_mlp,
+    head_matrix,
+    key_heads,
+    outputs,
+    rotary_tables,
+    rotate,
+)
+from fastattn.models.config import MAX_LAYERS, ConfigReader, unchangeable
 from fastattn.models.llama import LAYOUT as LAYOUT
 from fastattn.models.names import ModelNames
 from fastattn.models.rope import Rope, read_rope
@@ -22,7 +30,7 @@ ARCHITECTURES = (*architectures("StableLm"), "StableLMEpochForCausalLM")
 
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StableLmConfig(CommonConfig):
+class StableLmConfig(DecoderConfig):
     """The options of a StableLM, named as in config.json."""
 
     hidden_size: int
@@ -36,12 +44,6 @@ class StableLmConfig(CommonConfig):
     rope: Rope
     use_qkv_bias: bool
     use_parallel_residual: bool
-    tie_word_embeddings: bool
-
-    @property
-    def type_vocab_size(self) -> int | None:
-        """None, because there are no token types."""
-        return None
 
     @property
     def head_dim(self) -> int:
@@ -83,15 +85,14 @@ def computed(cfg: StableLmConfig, names: ModelNames) -> Mapping[str, WeightSourc
 
 def transformer(cfg: StableLmConfig, w: Weights, t: Tokens) -> Tensor:
     """Compute the hidden states of all tokens after the last norm, [n_tokens, hidden_size]."""
-    d, inner, eps, beside = cfg.hidden_size, cfg.intermediate_size, cfg.layer_norm_eps, cfg.use_parallel_residual
-    h = embedding(w["embed_tokens"], t.ids, cfg.vocab_size, d)
+    eps, beside = cfg.layer_norm_eps, cfg.use_parallel_residual
+    h = embedding(w["embed_tokens"], t.ids, cfg.vocab_size, cfg.hidden_size)
     for i in range(cfg.num_hidden_layers):
         b, h = w[f"layers.{i}"], hidden_state(h)
         x = layer_norm(h, b["input_layernorm"], eps)
         h = h + attend(cfg, w, x, i)
         x = x if beside else layer_norm(h, b["post_attention_layernorm"], eps)
-        gate, up = (linear(x, b[f"mlp.{name}"], inner, bias=False) for name in ("gate_proj", "up_proj"))
-        h = h + linear(activate(gate, cfg.hidden_act) * up, b["mlp.down_proj"], d, bias=False)
+        h = h + gated_mlp(x, b["mlp"], cfg.intermediate_size, cfg.hidden_act)
     return hidden_state(layer_norm(h, w["norm"], eps))
 
 
@@ -105,8 +106,7 @@ def attend(cfg: StableLmConfig, w: Weights, x: Tensor, i: int) -> Tensor:
     )
     q = linear(x, a["q_proj"], heads * cfg.head_dim, bias=bias)
     k, v = (linear(x, a[f"{name}_proj"], kv_heads * cfg.head_dim, bias=bias) for name in "kv")
-    turn: dict[str, Any] = {"dimensions": 2 * len(cfg.rope.frequencies), "max_positions": cfg.max_positions}
-    q, k = rotary(q, w["rotary"], n_head=heads, **turn), rotary(k, w["rotary"], n_head=kv_heads, **turn)
+    q, k = (rotate(y, w["rotary"], cfg.rope, n, cfg.max_positions) for y, n in ((q, heads), (k, kv_heads)))
     y = attention(q, k, v, layer=i, n_head=heads, n_kv_head=kv_heads, causal=True)
     return linear(y, a["o_proj"], cfg.hidden_size, bias=False)
 
