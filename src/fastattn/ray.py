@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 try:
     import ray
@@ -52,11 +52,11 @@ class _TextUDF:
         table: Any = batch
         if isinstance(batch, Mapping):
             found = to_arrays(self._work(table[self._column]), self._work)
-            return {**batch, **found}  # type: ignore[return-value]
+            return cast("_Batch", {**batch, **found})
         for name, array in to_arrow(self._work(table[self._column].to_pylist()), self._work).items():
             table = table.drop_columns([name]) if name in table.column_names else table
             table = table.append_column(name, array)
-        return table  # type: ignore[no-any-return]
+        return cast("_Batch", table)
 
 
 class EmbedUDF(_TextUDF):

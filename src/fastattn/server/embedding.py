@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _MAX_NUMBERS = 4_000_000  # of an answer with a vector for each token
 class Request:
     """What is embedded and how. name: of the inputs in messages."""
 
-    inputs: Sequence[str | list[int]]
+    inputs: Sequence[str] | Sequence[list[int]]
     limit: Limit
     prompt_name: str | None = None
     normalize: bool = True
@@ -46,11 +46,16 @@ def read_prompt_name(fields: Fields, prompts: dict[str, str]) -> str | None:
     return name
 
 
+def _are_texts(inputs: Sequence[str] | Sequence[list[int]]) -> TypeGuard[Sequence[str]]:
+    return isinstance(inputs[0], str)
+
+
 def embed(model: SentenceTransformer, request: Request, stop: Stop) -> tuple[NDArray[np.float32], int]:
     """Return vectors [n, d], and the number of tokens. Raises Problem, NonFiniteError, Stopped."""
     options: dict[str, Any] = {"normalize_embeddings": request.normalize, "truncate_dim": request.dimensions}
     rows: list[Any] = [None] * len(request.inputs)
-    if not isinstance(request.inputs[0], str):
+    texts = request.inputs
+    if not _are_texts(texts):
         if request.prompt_name is not None:
             raise Problem(400, "prompt_name: expected none with token ids, got one", "prompt_name", "invalid_value")
         lengths = list(map(len, request.inputs))
@@ -60,7 +65,6 @@ def embed(model: SentenceTransformer, request: Request, stop: Stop) -> tuple[NDA
             for place, i in enumerate(batch):
                 rows[i] = found[place]
         return np.stack(rows), n_tokens
-    texts: list[str] = list(request.inputs)  # type: ignore[arg-type]
     lengths = text_lengths(model, texts, request.prompt_name)
     n_tokens = request.limit.check(request.name, lengths, model.max_seq_length)
     for batch in parts(lengths, stop):
@@ -86,7 +90,8 @@ def _encode_ids(
 
 def embed_tokens(model: SentenceTransformer, request: Request, stop: Stop) -> tuple[list[NDArray[np.float32]], int]:
     """Return the vectors [n_tokens, d] of the tokens of each text. Raises Problem, NonFiniteError, Stopped."""
-    texts: list[str] = list(request.inputs)  # type: ignore[arg-type]
+    texts = request.inputs
+    assert _are_texts(texts)  # the route takes no token ids
     lengths = text_lengths(model, texts, request.prompt_name)
     n_tokens = request.limit.check(request.name, lengths, model.max_seq_length)
     width = model.get_embedding_dimension()
@@ -111,4 +116,4 @@ def text_lengths(model: SentenceTransformer, texts: Sequence[str], prompt_name: 
     name = model.default_prompt_name if prompt_name is None else prompt_name
     prefix = "" if name is None else model.prompts[name]
     pairs = [(prefix + text, None) for text in texts]
-    return [len(ids) for ids, _ in model[0].encode(pairs, TextTruncation(DO_NOT_TRUNCATE), None)]  # type: ignore[union-attr]
+    return [len(ids) for ids, _ in model._first_module().encode(pairs, TextTruncation(DO_NOT_TRUNCATE), None)]

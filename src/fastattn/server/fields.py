@@ -136,7 +136,7 @@ def token_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-def read_prompts(fields: Fields, name: str, high: int, *, empty_text: bool) -> Sequence[str | list[int]]:
+def read_prompts(fields: Fields, name: str, high: int, *, empty_text: bool) -> Sequence[str] | Sequence[list[int]]:
     """Read a text, texts, token ids, or lists of token ids, at least one. Raises Problem."""
     value = fields.raw(name)
     if value is None:

@@ -18,7 +18,7 @@ class BoundedProtocol(H11Protocol):
     header_timeout_s: ClassVar[float] = 10.0
     _header_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self.access_log = False  # its lines have the whole path; the application logs requests
         self._start_timer()
