@@ -63,12 +63,15 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
 
     Raises OSError that names `target`, not the unfinished file beside it.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}.fastattn-part")
+    # Random, because processes on several machines may write the same file.
+    part = target.with_name(f".{target.name}.{os.urandom(8).hex()}.fastattn-part")
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             yield file
         part.replace(target)
     except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part), part):  # not about this file
+            raise
         raise OSError(error.errno, error.strerror, str(target)) from None
     finally:
         with contextlib.suppress(OSError):

@@ -121,9 +121,6 @@ def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> 
     name: what the caller called the model.
     """
     check_device(options)
-    if options.adapter is not None and not os.path.isabs(options.adapter):
-        found = find_folder(options.adapter, HubOptions(), ADAPTER_PATTERNS, name="adapter")
-        options = replace(options, adapter=os.path.abspath(found))
     opened = open_with_adapter(
         directory,
         adapter=options.adapter,

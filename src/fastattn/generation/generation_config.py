@@ -23,7 +23,7 @@ _APPLIED = """
 """
 # Options that change what transformers generates, and that have no counterpart here.
 _CHANGING = """
-    constraints dola_layers force_words_ids guidance_scale max_time penalty_alpha token_healing watermarking_config
+    constraints dola_layers force_words_ids guidance_scale penalty_alpha token_healing watermarking_config
 """
 APPLIED = frozenset(name for name in _APPLIED.split() if name in OPTIONS)
 _log = logging.getLogger("fastattn")

@@ -58,7 +58,7 @@ class PagePlan:
                 self.tree = PrefixTree(self._page_len, idle_bytes // page_bytes)
 
     def stats(self) -> KvStats:
-        """Return the current numbers. Raises InputError for an executor without pages."""
+        """Return the current numbers; zeros for an executor without pages."""
         if self._paged is None:
             return KvStats(0, 0, None, 0, 0)
         idle = 0 if self.tree is None else self.tree.n_idle

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from fastattn.checks import check_path
 from fastattn.errors import ConfigError, InputError
+from fastattn.files import replaced_file
 from fastattn.tasks.columns import Columns, Kind, TextWork, stacked
 
 if TYPE_CHECKING:
@@ -68,25 +68,21 @@ def write_part(
     items = list(texts() if callable(texts) else texts)
     columns = work(items)
     save = _save_npz if target.suffix == ".npz" else _save_parquet
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            save(file, work, items, columns)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replaced_file(target) as file:
+        save(file, work, items, columns)
+        file.flush()
+        os.fsync(file.fileno())
     return True
 
 
 def _save_npz(file: Any, work: TextWork, items: list[object], columns: Columns) -> None:
     """Write arrays that load without pickle."""
     arrays = to_arrays(columns, work)
-    plain = {name: values.astype(np.str_) if values.dtype == object else values for name, values in arrays.items()}
+    named: dict[str, Any] = {_WORK: np.array(work.describe())}
+    for name, values in arrays.items():
+        named[name] = values.astype(np.str_) if values.dtype == object else values
     buffer = io.BytesIO()  # np.savez seeks, and names its members after the arrays
-    np.savez(buffer, **{_WORK: np.array(work.describe())}, **plain)  # type: ignore[arg-type]
+    np.savez(buffer, **named)
     file.write(buffer.getbuffer())
 
 

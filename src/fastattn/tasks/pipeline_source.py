@@ -39,7 +39,7 @@ def read_source(
 
     read_item: checks an item; its second argument is the item's name for messages. is_one: whether a value is one item;
     None: if it is not a sequence. The items of a sequence are checked here, those of an iterator when they are read.
-    As in transformers, a data set of PyTorch is read like an iterator. Raises DTypeError, InputError.
+    As in transformers, a PyTorch data set is read like an iterator. Raises DTypeError, InputError.
     """
     if not is_list_like(inputs) if is_one is None else is_one(inputs):
         return Source(name, [read_item(inputs, name)], 1, single=True)
