@@ -38,6 +38,10 @@ FA_INLINE void write_rows(const AttentionArgs& args, Workspace& work) {
         for (int d = 0; d < args.head_dim; d += kLanes) {
             const Vec o = load(running.o + r * running.stride + d);
             const Vec result = kFormat == Format::kFloat32 ? div(o, by) : mul(o, by);
+            if (args.out_bfloat16) {
+                store_bf16(reinterpret_cast<uint16_t*>(out) + d, result);
+                continue;
+            }
             const int lanes = clamp_to(args.head_dim - d, kLanes);
             if (lanes == kLanes)
                 store(out + d, result);

@@ -54,11 +54,16 @@ struct RunningRows {
     }
 };
 
+constexpr int kSumElements = kBlockVecs * kLanes;  // of O, in a row of sums from tiles
+
 // All of it, in the scratch memory of the calling thread.
 struct Workspace {
     BlockScores block;
     QueryRows q;
     RunningRows running;
+#if FASTATTN_HAS_TILES
+    alignas(kLineBytes) float sums[kMaxHeadDim / kSumElements][kAttentionRows * kSumElements];  // P V of the block
+#endif
 
     FA_INLINE Workspace& in(const AttentionArgs& args) {
         float* at = args.scratch + (-reinterpret_cast<uintptr_t>(args.scratch) % kLineBytes) / sizeof(float);

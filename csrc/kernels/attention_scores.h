@@ -38,10 +38,18 @@ FA_INLINE void read_queries(const AttentionArgs& args, QueryRows& q) {
         q.stride = args.q_stride;
     } else if constexpr (kFormat == Format::kBfloat16) {
         const Vec factor = broadcast(args.scale * kLog2E);
-        for (int r = 0; r < q.count; ++r)
-            for (int i = 0; i < args.head_dim; i += kLanes)
-                store_bf16(reinterpret_cast<uint16_t*>(q.room + r * kMaxRowWords) + i,
-                           mul(load_lanes(from + r * args.q_stride + i, clamp_to(args.head_dim - i, kLanes)), factor));
+        const auto scaled = [&](int r, int i) {
+            return mul(load_lanes(from + r * args.q_stride + i, clamp_to(args.head_dim - i, kLanes)), factor);
+        };
+        for (int r = 0; r < q.count; ++r) {
+            auto* to = reinterpret_cast<uint16_t*>(q.room + r * kMaxRowWords);
+#if FASTATTN_HAS_TILES
+            for (int i = 0; i < args.head_dim; i += 2 * kLanes)
+                store_factors_bf16(to + i, scaled(r, i), scaled(r, i + kLanes));
+#else
+            for (int i = 0; i < args.head_dim; i += kLanes) store_bf16(to + i, scaled(r, i));
+#endif
+        }
     } else {
         static_assert(kFormat == Format::kInt8);
         read_queries_int8(args, q);

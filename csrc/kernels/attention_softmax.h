@@ -10,8 +10,8 @@ template <Format kFormat>
 FA_INLINE Vec softmax_exp(Vec x) {
     if constexpr (kFormat == Format::kFloat32)
         return exp(x);
-    else
-        return exp2_rough(x);
+    else  // int8: a score and the shift are rounded products
+        return exp2_rough<kFormat == Format::kBfloat16>(x);
 }
 
 // If all scores are -inf, the shift is 0, so that the probabilities are 0 and not NaN. (The maximum may miss a NaN
@@ -74,6 +74,24 @@ FA_INLINE void round_probabilities(BlockScores& scores, Words (&highest)[kLanes]
     }
 }
 
+// Stores P of a row in the format of the values; int8: as numbers, which are rounded later.
+template <Format kFormat, int kVecs>
+FA_INLINE void store_probabilities(float* at, const Vec (&p)[kVecs]) {
+    if constexpr (kFormat == Format::kBfloat16 && FASTATTN_HAS_TILES) {  // tiles read pairs of vectors
+#pragma GCC unroll 4
+        for (int c = 0; c < kVecs; c += 2)
+            store_factors_bf16(reinterpret_cast<uint16_t*>(at) + c * kLanes, p[c], c + 1 < kVecs ? p[c + 1] : zero());
+    } else {
+#pragma GCC unroll 4
+        for (int c = 0; c < kVecs; ++c) {
+            if constexpr (kFormat == Format::kBfloat16)
+                store_bf16(reinterpret_cast<uint16_t*>(at) + c * kLanes, p[c]);
+            else
+                store(at + c * kLanes, p[c]);
+        }
+    }
+}
+
 // Replaces S by P, as words, and stores the sums of P.
 template <Format kFormat, int kVecs>
 FA_INLINE void exponentiate(const AttentionArgs& args, const QueryRows& q, BlockScores& scores,
@@ -106,16 +124,7 @@ FA_INLINE void exponentiate(const AttentionArgs& args, const QueryRows& q, Block
             for (int c = 0; c < kVecs; ++c) bits[c] = as_words(p[c]);
             highest[r] = in_pairs<kVecs>([](Words a, Words b) { return max_unsigned(a, b); }, bits);
         }
-#pragma GCC unroll 4
-        for (int c = 0; c < kVecs; ++c) {
-            if constexpr (kFormat == Format::kBfloat16)
-                store_bf16(reinterpret_cast<uint16_t*>(at) + c * kLanes, p[c]);
-            else
-                store(at + c * kLanes, p[c]);
-        }
-        // Tiles read pairs of vectors.
-        if constexpr (kFormat == Format::kBfloat16 && FASTATTN_HAS_TILES && kVecs % 2 != 0)
-            store_bf16(reinterpret_cast<uint16_t*>(at) + kVecs * kLanes, zero());
+        store_probabilities<kFormat, kVecs>(at, p);
     }
     scores.l = add_rows(total, q.count);
     if constexpr (kInteger) round_probabilities<kVecs>(scores, highest, q.count);

@@ -81,36 +81,55 @@ FA_INLINE void multiply_values(const BlockScores& scores, const ConstHeadBlock<k
     FA_TILE_STORE(3, sums + 3 * kLanes, kScoreBytes);
 }
 
+// P V of a block, for all rows.
+template <Format kFormat>
+FA_INLINE void multiply_values(const AttentionArgs& args, Workspace& work, const ConstHeadBlock<kFormat>& kv,
+                               int block) {
+    const int end = visible(args, work.q.first + work.q.count - 1, block).end;
+    for (int d = 0; d < args.head_dim; d += kSumElements)
+        multiply_values<kFormat>(work.block, kv, d, (args.head_dim - d) / kLanes,
+                                 (end + kGroup<kFormat> - 1) / kGroup<kFormat>, work.sums[d / kSumElements]);
+}
+
+// True if no sum of the first `vecs` vectors of each row is NaN or infinite.
+FA_INLINE bool all_finite(const float* sums, int rows, int vecs) {
+    Vec product[kBlockVecs] = {zero(), zero(), zero(), zero()};  // times 0
+    for (int r = 0; r < rows; ++r, sums += kSumElements)
+#pragma GCC unroll 4
+        for (int c = 0; c < kBlockVecs; ++c)
+            if (c < vecs) product[c] = fma(load(sums + c * kLanes), zero(), product[c]);
+    return !any(is_nan(add(add(product[0], product[1]), add(product[2], product[3]))));
+}
+
+// O of the first `vecs` vectors of each row, from `d` on.
+template <Format kFormat>
+FA_INLINE void merge_sums_of_tiles(Workspace& work, const float* sums, int d, int vecs) {
+    float* o = work.running.o + d;
+    for (int r = 0; r < work.q.count; ++r, sums += kSumElements, o += work.running.stride) {
+        const Vec factor = broadcast(work.running.factor.of[r]), block_factor = broadcast(work.block.factor.of[r]);
+#pragma GCC unroll 4
+        for (int c = 0; c < kBlockVecs; ++c) {
+            if (c >= vecs) continue;
+            Vec sum;
+            if constexpr (kFormat == Format::kInt8)
+                sum = to_float(load_words(sums + c * kLanes));
+            else
+                sum = add(load(sums + c * kLanes), zero());
+            store(o + c * kLanes, fma(sum, block_factor, mul(load(o + c * kLanes), factor)));
+        }
+    }
+}
+
 // Merges P V of the block into O. P is 0 at positions that a row does not see, and 0 times a number changes nothing.
 // But 0 times NaN or infinity is NaN: returns false then, with O unchanged.
 template <Format kFormat>
-FA_INLINE bool merge_on_tiles(const AttentionArgs& args, Workspace& work, const ConstHeadBlock<kFormat>& kv,
-                              int block) {
-    constexpr int kElements = kBlockVecs * kLanes;
-    alignas(kLineBytes) float sums[kMaxHeadDim / kElements][kAttentionRows * kElements];
-    const int rows = work.q.count;
-    const int words = (visible(args, work.q.first + rows - 1, block).end + kGroup<kFormat> - 1) / kGroup<kFormat>;
-    for (int d = 0; d < args.head_dim; d += kElements)
-        multiply_values<kFormat>(work.block, kv, d, (args.head_dim - d) / kLanes, words, sums[d / kElements]);
-    const auto sum_of = [&](int r, int d) { return sums[d / kElements] + r * kElements + d % kElements; };
-    if constexpr (kFormat != Format::kInt8) {
-        Vec finite = zero();
-        for (int r = 0; r < rows; ++r)
-            for (int d = 0; d < args.head_dim; d += kLanes) finite = fma(load(sum_of(r, d)), zero(), finite);
-        if (any(is_nan(finite))) return false;
-    }
-    for (int r = 0; r < rows; ++r) {
-        const Vec factor = broadcast(work.running.factor.of[r]), block_factor = broadcast(work.block.factor.of[r]);
-        float* o = work.running.o + r * work.running.stride;
-        for (int d = 0; d < args.head_dim; d += kLanes) {
-            Vec sum;
-            if constexpr (kFormat == Format::kInt8)
-                sum = to_float(load_words(sum_of(r, d)));
-            else
-                sum = add(load(sum_of(r, d)), zero());
-            store(o + d, fma(sum, block_factor, mul(load(o + d), factor)));
-        }
-    }
+FA_INLINE bool merge_tiles(const AttentionArgs& args, Workspace& work) {
+    const auto vecs_from = [&](int d) { return clamp_to((args.head_dim - d) / kLanes, kBlockVecs); };
+    if constexpr (kFormat != Format::kInt8)
+        for (int d = 0; d < args.head_dim; d += kSumElements)
+            if (!all_finite(work.sums[d / kSumElements], work.q.count, vecs_from(d))) return false;
+    for (int d = 0; d < args.head_dim; d += kSumElements)
+        merge_sums_of_tiles<kFormat>(work, work.sums[d / kSumElements], d, vecs_from(d));
     return true;
 }
 
@@ -134,8 +153,10 @@ FA_INLINE void values_of_target(const AttentionArgs& args, Workspace& work, cons
                                 int block, const std::byte* next) {
 #if FASTATTN_HAS_TILES
     if constexpr (kFormat != Format::kFloat32)
-        if (rows_fit_tiles<kFormat>(args, work.q) && args.head_dim % kLanes == 0)
-            if (merge_on_tiles<kFormat>(args, work, kv, block)) return;
+        if (rows_fit_tiles<kFormat>(args, work.q) && args.head_dim % kLanes == 0) {
+            multiply_values<kFormat>(args, work, kv, block);
+            if (merge_tiles<kFormat>(args, work)) return;
+        }
 #endif
     value_block<kFormat>(args, work, kv, block, next);
 }

@@ -149,7 +149,7 @@ struct AttentionArgs {
     int64_t offset = 0;
     const float* mask = nullptr;  // [q_len, kv_len], added to the scaled scores, or null; float32 only
     int64_t mask_stride = 0;
-    float* out;  // [q_len, head_dim]; a row that sees nothing is 0
+    float* out;  // [q_len, head_dim]; a row that sees nothing is 0; bfloat16 if out_bfloat16
     int64_t out_stride;
     float* scratch;  // kAttentionScratch floats, owned by the calling thread
     int32_t q_len, q_position, kv_len, head_dim;
@@ -166,10 +166,11 @@ struct AttentionArgs {
     // A scaled score s becomes softcap * tanh(s / softcap) (Gemma 2). 0: it does not change. Only without mask, bias
     // and positions.
     float softcap = 0.0f;
+    bool out_bfloat16 = false;  // not for attention_probs; head_dim % 16 == 0; out_stride is in floats
 };
 inline constexpr int kAttentionRows = 16;  // query rows that visit a block together
 inline constexpr int64_t kAttentionScratch =
-    kAttentionRows * (kBlockLen + kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
+    kAttentionRows * (kBlockLen + 2 * kMaxHeadDim + kMaxHeadDim / 2) + 16 * 16;  // floats
 
 struct SoftmaxF32Args {
     const float* x;  // [rows, n]

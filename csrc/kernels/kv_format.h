@@ -65,12 +65,16 @@ struct HeadBlock {
 template <class F>
 FA_INLINE Words reduce_rows(Words (&w)[kLanes], int rows, const F& combine) {
     for (int r = rows; r < kLanes; ++r) w[r] = zero_words();
+#if defined(FASTATTN_HAS_FOLD_ROWS)
+    return fold_rows(w, combine);
+#else
     transpose(w);
 #pragma GCC unroll 4
     for (int half = kLanes / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
         for (int i = 0; i < half; ++i) w[i] = combine(w[i], w[i + half]);
     return w[0];
+#endif
 }
 FA_INLINE Vec add_rows(Words (&w)[kLanes], int rows) {
     return as_floats(reduce_rows(w, rows, [](Words a, Words b) { return as_words(add(as_floats(a), as_floats(b))); }));

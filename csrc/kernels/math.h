@@ -41,11 +41,14 @@ FA_INLINE Vec exp2_nonpositive(Vec x) {
 }
 
 // 2^x with a relative error of at most 1.02e-4, for x <= 0 (1 for x > 0). This is far below the error of rounding the
-// result to bfloat16 or int8. 0 for -inf.
+// result to bfloat16 or int8. 0 for -inf. kNeverPositive: x <= 0 or NaN is certain.
+template <bool kNeverPositive = false>
 FA_INLINE Vec exp2_rough(Vec x) {
     constexpr float kExp2Rough[] = {0x1.62f5fcp-1f, 0x1.f00c4ep-3f, 0x1.c2a1a4p-5f};
-    // Only rounding can make x positive, but by a lot if the scores are huge. The order of the operands preserves NaN.
-    x = min(zero(), max(broadcast(-160.0f), x));
+    // The order of the operands preserves NaN.
+    x = max(broadcast(-160.0f), x);
+    // Only rounding can make x positive, but by a lot if the scores are huge.
+    if constexpr (!kNeverPositive) x = min(zero(), x);
     const Vec n = round_even(x);
     const Vec r = sub(x, n);
     return times_pow2_wide(fma(polynomial(r, kExp2Rough), r, broadcast(1.0f)), n);

@@ -69,9 +69,9 @@ private:
                 residual_ += args_.residual_stride;
             }
             if (bfloat16_ && stream_) {
-                stream_bf16(reinterpret_cast<uint16_t*>(c_), y0, y1);
+                stream_factors_bf16(reinterpret_cast<uint16_t*>(c_), y0, y1);
             } else if (bfloat16_) {
-                store_bf16(reinterpret_cast<uint16_t*>(c_), y0, y1);
+                store_factors_bf16(reinterpret_cast<uint16_t*>(c_), y0, y1);
             } else if (stream_) {
                 stream(c_, y0);
                 stream(c_ + kLanes, y1);

@@ -56,14 +56,21 @@ struct HeadPlace {
     int64_t offset;
 };
 
+// The output of some heads, from `column` on; two bfloat16 per float if it is rounded.
+float* output_at(const AttentionOp& op, int64_t row, int64_t column) {
+    if (op.rounded.format == Format::kFloat32) return op.out.row(row) + column;
+    return reinterpret_cast<float*>(op.rounded.to.words) + row * quantized_stride(op.rounded.words) + column / 2;
+}
+
 // Arguments for query rows of `head`, or for rows that are heads from `head` on.
 AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlace place, int32_t head, int thread) {
+    const bool rounds = op.rounded.format != Format::kFloat32;
     return {.q = nullptr,
             .q_stride = op.q.stride,
             .blocks = place.blocks,
             .offset = place.offset,
             .out = nullptr,
-            .out_stride = op.out.stride,
+            .out_stride = rounds ? quantized_stride(op.rounded.words) : op.out.stride,
             .scratch = op.scratch[thread],
             .q_len = 0,
             .q_position = 0,
@@ -74,7 +81,8 @@ AttentionArgs head_args(const AttentionOp& op, const SequenceBlocks& s, HeadPlac
             .window = op.window,
             .bias = op.bias == nullptr ? nullptr : op.bias + head * op.bias_stride,
             .bias_stride = op.bias_stride,
-            .softcap = op.softcap};
+            .softcap = op.softcap,
+            .out_bfloat16 = rounds};
 }
 
 // Calls run(begin, end, position) for runs of query rows at consecutive positions.
@@ -115,8 +123,9 @@ void attend_heads(const KernelTable& kernels, const AttentionOp& op, const Seque
     const int64_t column = int64_t{head} * op.head_dim;
     for_runs(op, s, s.q_begin, s.q_end, [&](int32_t row, int32_t, int32_t position) {
         args.q = op.q.row(row) + column;
-        args.out = op.out.row(row) + column;
-        args.q_stride = args.out_stride = op.head_dim;
+        args.out = output_at(op, row, column);
+        args.q_stride = op.head_dim;
+        args.out_stride = args.out_bfloat16 ? op.head_dim / 2 : op.head_dim;
         args.q_len = (end - begin) * group;
         args.q_position = position;
         args.rows_per_head = group;
@@ -145,7 +154,7 @@ void attend(const KernelTable& kernels, const AttentionOp& op, const SequenceBlo
     const int64_t column = int64_t{head} * op.head_dim;
     const auto run = [&](int32_t first, int32_t last, int32_t position) {
         args.q = op.q.row(first) + column;
-        args.out = op.out.row(first) + column;
+        args.out = output_at(op, first, column);
         args.q_len = last - first;
         args.q_position = position;
         kernels.attention[static_cast<int>(op.kv_format)](args);

@@ -148,6 +148,7 @@ struct AttentionOp {
     const float* bias = nullptr;
     int64_t bias_stride = 0;
     PositionTables positions{};  // only without caches and bias, and if n_kv_head is n_head
+    Rounded rounded{};           // bfloat16, if head_dim % 16 == 0; replaces out, whose data may then be null
 };
 
 // Stores the keys and values of the step, then attends. If there are enough heads for all threads, one thread does both

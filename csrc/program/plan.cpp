@@ -49,9 +49,9 @@ Plan::Plan(const ProgramSpec& spec, const std::vector<const Weight*>& weights)
     plan_slots(spec);
 }
 
-// A norm rounds its rows for the linear directly after it while they are in the cache. A bfloat16 linear writes its
-// output as bfloat16 if its only reader is a bfloat16 linear. int8 cannot do so, because its scale is known only after
-// the whole row.
+// A norm rounds its rows for the linear directly after it while they are in the cache. A bfloat16 linear, or an
+// attention, writes its output as bfloat16 if its only reader is a bfloat16 linear. int8 cannot do so, because its
+// scale is known only after the whole row.
 void Plan::plan_rounding(const ProgramSpec& spec, const std::vector<const Weight*>& weights) {
     roundings_.assign(spec.ops.size(), {});
     const std::vector<int> uses = count_uses(spec);
@@ -59,14 +59,16 @@ void Plan::plan_rounding(const ProgramSpec& spec, const std::vector<const Weight
     for (size_t i = 0; i + 1 < spec.ops.size(); ++i) {
         const OpSpec &op = spec.ops[i], &next = spec.ops[i + 1];
         if (!next.is<LinearAttrs>() || next.inputs[0] != op.output || format(next) == Format::kFloat32) continue;
-        const bool both_bfloat16 = op.is<LinearAttrs>() && format(op) == Format::kBfloat16 &&
-                                   format(next) == Format::kBfloat16 && uses[op.output] == 1 &&
-                                   spec.out(op).width % 16 == 0;
-        if (!kind_of(op).rounds_rows && !both_bfloat16) continue;
+        const bool may_write = op.is<LinearAttrs>()      ? format(op) == Format::kBfloat16
+                               : op.is<AttentionAttrs>() ? op.as<AttentionAttrs>()->head_dim % 16 == 0
+                                                         : false;
+        const bool writes_bfloat16 =
+            may_write && format(next) == Format::kBfloat16 && uses[op.output] == 1 && spec.out(op).width % 16 == 0;
+        if (!kind_of(op).rounds_rows && !writes_bfloat16) continue;
         roundings_[i].output_reader = static_cast<int32_t>(i) + 1;
-        roundings_[i].output_rounded_only = both_bfloat16;
+        roundings_[i].output_rounded_only = writes_bfloat16;
         roundings_[i + 1].input_done = true;
-        roundings_[i + 1].input_buffer = both_bfloat16 ? 1 - roundings_[i].input_buffer : 0;
+        roundings_[i + 1].input_buffer = writes_bfloat16 ? 1 - roundings_[i].input_buffer : 0;
     }
 }
 

@@ -149,7 +149,8 @@ ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View
             .softcap = attrs.softcap,
             .bias = attrs.has_bias ? op.vector(0) + attrs.bias_positions - 1 : nullptr,
             .bias_stride = attrs.bias_columns(),
-            .positions = positions};
+            .positions = positions,
+            .rounded = op.rounded()};
 }
 
 void run(const AttentionAttrs& attrs, const OpRun& op) {

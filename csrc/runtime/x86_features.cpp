@@ -40,7 +40,7 @@ X86Features x86_features() {
     found.avx512_vnni = found.avx512 && has(more.c, {11});
     // Leaf 7 says in `a` how many subleaves it has.
     found.avx512_bf16 = found.avx512_vnni && more.a >= 1 && has(cpuid(7, 1).a, {5});
-    found.tiles = found.avx512_vnni && has(more.d, {22, 24, 25});
+    found.tiles = found.avx512_bf16 && has(more.d, {22, 24, 25});
     return found;
 }
 

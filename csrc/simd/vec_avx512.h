@@ -212,6 +212,32 @@ FA_INLINE void transpose(Words (&w)[16]) {
     }
 }
 
+// Lane r of the result combines the lanes of w[r], with the tree of reduce_add. A step halves the number of vectors and
+// the lanes that a row has in them, with fewer shuffles than `transpose` needs.
+#define FASTATTN_HAS_FOLD_ROWS
+template <class F>
+FA_INLINE Words fold_rows(const Words (&w)[16], const F& combine) {
+    Words part[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        Words half[2];  // eight lanes of rows i and i + 4; of i + 8 and i + 12
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            const __m512i a = w[i + 8 * j].v, b = w[i + 8 * j + 4].v;
+            half[j] = combine(Words{_mm512_shuffle_i32x4(a, b, 0x44)}, Words{_mm512_shuffle_i32x4(a, b, 0xee)});
+        }
+        part[i] = combine(Words{_mm512_shuffle_i32x4(half[0].v, half[1].v, 0x88)},
+                          Words{_mm512_shuffle_i32x4(half[0].v, half[1].v, 0xdd)});
+    }
+    const auto pairs = [&](Words a, Words b) {
+        return _mm512_castsi512_ps(
+            combine(Words{_mm512_unpacklo_epi64(a.v, b.v)}, Words{_mm512_unpackhi_epi64(a.v, b.v)}).v);
+    };
+    const __m512 low = pairs(part[0], part[1]), high = pairs(part[2], part[3]);
+    return combine(Words{_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88))},
+                   Words{_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xdd))});
+}
+
 FA_INLINE Vec load_bf16(const uint16_t* p) {
     return {_mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
@@ -259,6 +285,15 @@ FA_INLINE void store_bf16(uint16_t* p, Vec a, Vec b) {
 FA_INLINE void stream_bf16(uint16_t* p, Vec a, Vec b) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p), pair_bf16(a, b));
 }
+#if defined(__AVX512BF16__)
+// The same for factors of products: denormal numbers become 0, as which products take them anyway.
+FA_INLINE void store_factors_bf16(uint16_t* p, Vec a, Vec b) {
+    _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
+FA_INLINE void stream_factors_bf16(uint16_t* p, Vec a, Vec b) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
+#endif
 
 #if defined(__AVX512VNNI__)
 // The instruction multiplies unsigned by signed bytes, so `a` is stored with 128 added.
