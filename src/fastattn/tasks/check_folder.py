@@ -141,7 +141,9 @@ def check_folder(
 ) -> FolderReport:
     """Check a model folder, GGUF file or hub id: headers, settings, tokenizer, digests, and that weights are finite.
 
-    Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report.
+    Reads every float weight once and needs memory for one tensor at a time; the numbers of a folder of `fastattn
+    quantize` are not checked. Nothing is executed. Problems are in the report. revision, cache_dir, local_files_only,
+    token: for hub ids.
     Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
     arguments.
     """
