@@ -16,7 +16,7 @@ _PROPOSALS = ("prompt_lookup_num_tokens", "assistant_model")  # the same
 
 
 def check_overflow(options: GenerationOptions) -> None:
-    """Check that a text may leave the context."""
+    """Check that no other option conflicts with overflow="slide"."""
     if options.overflow == "slide" and options.truncate is not None:
         raise InputError(f"overflow: expected 'error' with truncate={options.truncate!r}, got 'slide'; pass one")
     if options.overflow == "slide" and options.num_beams > 1:

@@ -121,5 +121,5 @@ class _ByteFallback:
 
 def _refusal(name: str, kind: str) -> ConfigError:
     return ConfigError(
-        f"{name}: expected a tokenizer whose tokens have the same text wherever they stand, got the decoder {kind}"
+        f"{name}: expected a tokenizer whose tokens have the same text at every position, got the decoder {kind}"
     )
