@@ -1,4 +1,4 @@
-"""The requests of one caller, and what the engine has for the caller."""
+"""The requests of one caller, and the draws that wait for the caller."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Call:
         self.wait_again()
         self.running = 0  # sequences
         self.closed = False  # it was stopped, or an error ended it
-        self._ended: set[int] = set()  # ids of the requests whose end the caller has
+        self._ended: set[int] = set()  # ids of the requests whose last draw was given to the caller
         self._n_requests = sum(request.finish_reason is None for request in requests)
         self.short = sum(r.n_sequences * (r.prompt_len + r.max_new_tokens) for r in self.waiting) <= SHORT_TOKENS
         for request in requests:
@@ -96,7 +96,7 @@ class Call:
         return self.closed or len(self._ended) >= self._n_requests
 
     def has_end_of(self, request: Request) -> bool:
-        """Return whether the caller has the end of a request."""
+        """Return whether the last draw of a request was given to the caller."""
         return id(request) in self._ended
 
     @property

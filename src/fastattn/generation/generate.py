@@ -88,7 +88,7 @@ def generate(
 async def generate_async(
     model: LanguageModel, ids: Any = None, **options: Any
 ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
-    """Do what `generate` does without blocking the event loop. Cancelling the task stops the work."""
+    """Do what `generate` does without blocking the event loop. Canceling the task stops the work."""
     job = _read_call(model, ids, options)
     call = _call_of(job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
     model.engine.submit(call)

@@ -14,7 +14,7 @@ from fastattn.generation.payoff import StepTimes
 from fastattn.generation.request import Request
 from fastattn.graph.executor import DrawingExecutor, Executor
 
-_READ_TOKENS = 256  # the most tokens of a text that a draft model reads beside one step
+_READ_TOKENS = 256  # maximum tokens of a text that a draft model reads beside one step
 
 
 class Source(Protocol):
@@ -88,7 +88,7 @@ class Drafting:
     """Proposes what a smaller model draws next, with the options and the seed of the request.
 
     The same random number decides both draws, so two models that agree on the probabilities draw the same token.
-    executor: of the smaller model. n_tokens: the most tokens per proposal.
+    executor: of the smaller model. n_tokens: maximum per proposal.
     """
 
     def __init__(self, executor: Executor, n_tokens: int) -> None:
