@@ -1,4 +1,4 @@
-"""MaxSim: for each vector of a query the best vector of a document, added up (Khattab and Zaharia 2020).
+"""MaxSim: for each vector of a query, the best score of a document's vectors; their sum (Khattab and Zaharia 2020).
 
 https://arxiv.org/abs/2004.12832 defines it. A score depends only on its query and its document, bit for bit.
 """
