@@ -18,7 +18,7 @@ _READ_TOKENS = 256  # maximum tokens of a text that a draft model reads beside o
 
 
 class Source(Protocol):
-    """Proposes tokens for one sequence. Sources with the same key share the record of what pays."""
+    """Proposes tokens for one sequence. Sources with the same key share one `Account`."""
 
     @property
     def key(self) -> Hashable: ...

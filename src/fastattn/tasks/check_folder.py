@@ -204,7 +204,7 @@ class _Check:
             self._sentence_or_plain()
 
     def _kind(self) -> object:
-        """Return the kind of model that the settings name, if it is not a transformer or a SentenceTransformer."""
+        """Return model_type of config_sentence_transformers.json, or "model2vec"; None for a plain transformer."""
         with self._problems():
             if not (self.directory / MODULES_NAME).exists():
                 kind = read_settings(self.directory / "config.json").values.get("model_type")
