@@ -215,7 +215,10 @@ def highest_ids(row: Logits, n: int) -> NDArray[np.intp]:
 
 
 def clean_row(row: Logits, nan: NanPolicy, forbidden: Sequence[int]) -> Logits:
-    """Return logits [vocab] that can be used, as `nan` says. Raises NonFiniteError. forbidden: ids not to be drawn."""
+    """Return logits [vocab] that can be used, cleaned unless nan is "raise". Raises NonFiniteError.
+
+    forbidden: ids not to be drawn.
+    """
     row = row if nan == "raise" else _cleaned(row, nan, forbidden)
     if _unclean(row[None])[0]:
         raise NonFiniteError(f"logits: expected finite numbers, got NaN, +inf, or -inf only{NON_FINITE}")

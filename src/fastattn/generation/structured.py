@@ -153,7 +153,7 @@ def _grammar_text(library: Any, name: str, value: Any) -> str:
                 from llguidance.gbnf_to_lark import any_to_lark
 
                 text = any_to_lark(value)
-        except Exception as error:  # of no type of its own
+        except Exception as error:  # the library raises plain Exceptions
             raise _refusal(name, value, str(error)) from error
     return text + _ALL_IDS
 

@@ -85,7 +85,7 @@ class Job(ABC, Generic[Item, Reduced, Result]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLimits:
-    """The sequences that share a step: at most batch_size of them, with max_batch_tokens tokens.
+    """The sequences that share a step: at most batch_size of them, with at most max_batch_tokens tokens.
 
     batch_size None: DEFAULT_BATCH_SIZE, or no limit if max_batch_tokens is set. A longer sequence has a step of its
     own. A window has the sequences of about window_steps steps, or about window_tokens tokens if that is less.
@@ -151,7 +151,7 @@ def run_job(
 
 
 class SizedIterator(Iterator[Result]):
-    """An iterator with a length: the number of all results, also of those that were already delivered."""
+    """An iterator with a length: the number of all results, including those already delivered."""
 
     def __init__(self, results: Iterator[Result], total: int) -> None:
         self._results, self._total = results, total
