@@ -119,7 +119,7 @@ class _Pairs:
         self._scores, self._keys, self._count = [scores[best]], [keys[best]], len(best)
 
     def result(self) -> list[list[float | int]]:
-        """Return all pairs."""
+        """Return the `most` best pairs, [[score, i, j], ...], the highest score first."""
         self._cut()
         scores, keys = self._scores[0].tolist(), self._keys[0].tolist()
         return [[float(score), *divmod(key, self._n)] for score, key in zip(scores, keys, strict=True)]
