@@ -30,7 +30,7 @@ from fastattn.generation.structured import Grammars
 from fastattn.graph.executor import Executor, PagedExecutor
 
 RUN_AHEAD = 16  # tokens of a stream that other callers' steps draw before it waits for its consumer
-_LOOK_AGAIN = 0.25  # seconds after which a waiting caller looks whether it can lead
+_LOOK_AGAIN = 0.25  # seconds after which a waiting caller checks whether it can lead
 _LINGER = 1.0  # seconds until the thread for asyncio tasks ends
 _NESTED = (
     "expected no call within a call of the same thread; do not call fastattn in a signal handler or in a function that "
@@ -333,7 +333,7 @@ class _Process:
     def _step(self) -> None:
         """Run a step and deliver its results. Errors of fastattn go to the calls.
 
-        Others pass, such as exceptions of signal handlers; the next leader then computes the step again.
+        Other exceptions propagate, such as those of signal handlers; the next leader then computes the step again.
         """
         try:
             self.scheduler.step()
