@@ -126,7 +126,7 @@ def throughput(lm: Any, rounds: int) -> None:
 
 
 def latency(lm: Any, rounds: int) -> None:
-    """A request of 16 + 16 tokens. The long ones read prompts of 500 tokens, or draw one token after another."""
+    """Measure a request of 16 + 16 tokens beside long ones, with prompts of 700 tokens or with 400 new tokens."""
 
     def short() -> float:
         return timed(lm.generate, prompt(16), max_new_tokens=16, eos_token_id=-1)

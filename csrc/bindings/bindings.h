@@ -106,7 +106,7 @@ private:
     struct State {
         std::mutex mutex;
         std::condition_variable finished;
-        int64_t process = 0;  // that imports; in the child of a fork, the importing thread does not exist
+        int64_t process = 0;  // the one that imports; in the child of a fork, the importing thread does not exist
     };
     static State& state() {
         static auto* const value = new State;  // threads may outlive static objects

@@ -1,4 +1,4 @@
-// The attrs of every kind of op, with the names of src/fastattn/graph/kinds/. The variant `Attrs` is THE TABLE of
+// The attrs of every kind of op, with the names of src/fastattn/graph/kinds/. The variant `Attrs` is the table of
 // kinds. program/kinds/ declares the rest of a kind (op_kind.h); program/run_op.cpp and cuda/run_op.cpp run it.
 #pragma once
 #include <cstdint>

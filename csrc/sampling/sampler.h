@@ -77,7 +77,7 @@ private:
     bool keeps_ = false;
     Buffer logits_, rooms_;
     std::vector<Scan> scans_;  // [threads, n]
-    // [n] With top-k: the logit from which on there may be candidates. All threads share what one of them finds.
+    // [n] With top-k: the lowest logit that may be a candidate. All threads share what one of them finds.
     std::unique_ptr<std::atomic<float>[]> least_;
     size_t n_least_ = 0;
     std::vector<Worker> workers_;

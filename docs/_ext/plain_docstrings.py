@@ -1,6 +1,6 @@
 """Turns the docstrings of fastattn into reStructuredText.
 
-They are plain text with three habits, which this module recognizes:
+They are plain text with four conventions, which this module recognizes:
 
 - `name: text` at the start of a line or sentence describes an argument; further lines may be indented. `a, b: text`
   describes two.

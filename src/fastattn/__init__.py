@@ -158,7 +158,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # with it, a type checker would accept every unknown name as Any
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every unknown name as Any
 
     def __getattr__(name: str) -> object:
         if name in _HOME:

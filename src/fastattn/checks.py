@@ -1,6 +1,6 @@
 """Argument checks, one function per kind of argument, and bounded quotes for messages.
 
-Every message reads `name: expected X, got Y`. DTypeError means the wrong type, InputError the wrong value.
+Messages about a value read `name: expected X, got Y`. DTypeError means the wrong type, InputError the wrong value.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def check_path(name: str, value: object) -> Path:
 def is_masked_array(value: object) -> bool:
     """Return whether a value is a numpy masked array.
 
-    Using `np.ma` would import it. A process that another thread forks during that import would wait for it.
+    Using `np.ma` would import it. If another thread forked the process during that import, the child would hang.
     """
     masked_array = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)  # None while another thread imports it
     return masked_array is not None and isinstance(value, masked_array)

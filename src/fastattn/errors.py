@@ -1,4 +1,4 @@
-"""The error types of fastattn. Every message names the argument or file, what was expected and what was found."""
+"""The error types of fastattn. Messages name the argument or file, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 
 class FastattnError(Exception):
-    """Base class of everything that fastattn raises on purpose.
+    """Base class of fastattn's own error types.
 
-    If the error is about one item of a call for several, `index` is its position and `item` its name, with which the
-    message starts, such as "inputs[3]". Else both are None.
+    If the error is about one of several items in a call, `index` is the item's position and `item` its name, such as
+    "inputs[3]", with which the message starts. Otherwise both are None.
     """
 
     index: int | None = None

@@ -30,7 +30,7 @@ from fastattn.generation.prompts import need_tokenizer
 
 __all__ = ["FastattnLM"]
 Answer: TypeAlias = tuple[float, bool]
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is set counts
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is set is used
 _BATCH_SIZE = 64
 
 
@@ -39,11 +39,13 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
     """Scores and continues texts for tasks of the lm-evaluation-harness.
 
     pretrained: a folder, a hub id, or a loaded `CausalLM`. batch_size: how many continuations of one context, or how
-    many texts, run together; None and "auto" are 64; results do not depend on it. max_length: the most tokens of a
-    context with its continuation, None for the model's context; longer contexts are cut on the left. max_gen_toks: the
-    number of new tokens of tasks that set none. prefix_token_id: what an empty context begins with; None is the
-    tokenizer's bos, or else its eos. add_bos_token: whether texts get special tokens; None is the tokenizer's default.
-    Other keywords are those of `AutoModelForCausalLM.from_pretrained`. Raises what loading raises.
+    many texts, run together; results do not depend on it. max_batch_size: an upper limit for batch_size. With None or
+    "auto", batch_size is max_batch_size, or 64 if that is None. max_length: the maximum number of tokens that the model
+    reads of a context and its continuation; None is the model's context. Longer contexts are cut on the left.
+    max_gen_toks: the number of new tokens in tasks that set none. prefix_token_id: the token that an empty context
+    begins with; None is the tokenizer's bos, or else its eos. add_bos_token: whether texts get special tokens; None is
+    the tokenizer's default. Other keywords are those of `AutoModelForCausalLM.from_pretrained`. Raises what
+    `from_pretrained` raises.
 
     A context with several continuations is computed once. As in the harness's own model of transformers, the answers of
     `generate_until` end before a string of `until`, or at the eos token.
@@ -81,7 +83,7 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
         self._prefix_token_id = prefix_token_id
         self._device = self.model.device
 
-    # -- what the harness asks for ------------------------------------------------------------------------------------
+    # -- methods that the harness calls -------------------------------------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
@@ -156,7 +158,7 @@ class FastattnLM(TemplateLM):  # type: ignore[misc]  # an optional library
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[Answer]:
-        """Return the log-probability of each continuation, and whether greedy search would write it.
+        """Return the log-probability of each continuation, and whether greedy decoding would generate it.
 
         requests: (context and continuation as texts, or None; ids of the context; ids of the continuation).
         """

@@ -40,7 +40,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/kernels/kernels.h
+_MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/kernels/kv_layout.h
 _MAX_DIM = 2**31 - 1  # the kernels count rows and columns in int32
 _MAX_AXES = 64  # of a numpy array
 _MAX_BYTES = 2**63 - 1

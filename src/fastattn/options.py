@@ -104,7 +104,7 @@ class Flag:
 
     help: one line; it states the default. names: None is the option's name with dashes. values: the check of one
     value; None uses the option's check. default: the command's, which may differ from the library's. repeatable:
-    whether the flag collects a list; of a Pair with a Count as its key, a mapping.
+    whether the flag collects a list (a mapping for a Pair whose key is a Count).
     """
 
     help: str

@@ -94,7 +94,7 @@ def serve_app(
     """Return a Ray Serve application with the routes of `fastattn serve`. Pass it to `ray.serve.run`.
 
     models: "DIR" or "NAME=DIR" with folders or hub ids that every node can read, or tables of the settings file, such
-    as {"path": DIR, "name": NAME, "kind": "embed"}; none are the two demo models. load: loading options, such as
+    as {"path": DIR, "name": NAME, "kind": "embed"}; without any, the two demo models. load: loading options, such as
     {"dtype": "int8"}; threads is the replica's `num_cpus` if it is not set. settings: other settings of the server.
     deployment: options of `ray.serve.deployment`, such as autoscaling_config, num_replicas, max_ongoing_requests or
     ray_actor_options. API keys come from FASTATTN_SERVE_API_KEY in the environment of the replicas, or from the setting

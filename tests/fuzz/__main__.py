@@ -57,7 +57,7 @@ def start_worker(pool: Pool, folder: Path, names: list[str], seed: int) -> tuple
         except KeyboardInterrupt:
             status = 0
         except BaseException:
-            traceback.print_exc()  # os._exit would end the worker without a word
+            traceback.print_exc()  # os._exit would end the worker silently
         finally:
             os._exit(status)
     os.close(theirs)

@@ -158,7 +158,7 @@ def test_what_it_refuses_to_start_with(
     assert message.startswith("fastattn: host: expected a loopback address without API keys, got '0.0.0.0'")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert failed("--port", str(port)) == f"fastattn: cannot listen at 127.0.0.1:{port}: Address already in use"
+        assert failed("--port", str(port)) == f"fastattn: cannot listen on 127.0.0.1:{port}: Address already in use"
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
@@ -169,7 +169,7 @@ def test_what_it_refuses_to_start_with(
     assert "here, and it is not a hub id" in failed("-m", str(tmp_path / "nothing"), "--uds", path)
     assert not os.path.exists(path)
     (tmp_path / "file").write_text("text")
-    assert "cannot listen at" in failed("--uds", str(tmp_path / "file"))
+    assert "cannot listen on" in failed("--uds", str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "text"
     monkeypatch.setenv("FASTATTN_SERVE_PROT", "1")
     assert failed().startswith("fastattn: FASTATTN_SERVE_PROT: unknown variable; did you mean 'FASTATTN_SERVE_PORT'")

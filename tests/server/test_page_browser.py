@@ -11,7 +11,7 @@ from tests.server.live import Live
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
-# The ratio of the contrast of each text and its background (WCAG 2.2), the least for each color of the page.
+# For each text color of the page, the lowest contrast ratio with its background (WCAG 2.2).
 CONTRAST = """(() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -78,7 +78,7 @@ def test_a_text_with_the_keyboard_alone(page: Page) -> None:
     assert f"{word} had a probability of {probability}" in page.eval("document.querySelector('#others').innerText")
     assert page.eval("document.querySelectorAll('#others tr').length") == 5
     page.press("Tab")
-    assert page.eval("document.activeElement.name") == "first"  # the tokens are one stop
+    assert page.eval("document.activeElement.name") == "first"  # the tokens are one tab stop
 
 
 def test_the_text_is_that_of_the_server(page: Page, server: Live) -> None:

@@ -70,7 +70,7 @@ def test_parts_are_read_by_the_caller() -> None:
 
 @pytest.mark.parametrize("variable", [None, "true", "false"])
 def test_without_a_thread(monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
-    """If asked, and if the library uses threads of its own, a part is read after the one before it was handled."""
+    """With ahead=False, or if the library uses its own threads, a part is read after the one before it was handled."""
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")
     if variable is not None:
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", variable)

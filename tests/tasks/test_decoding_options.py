@@ -65,7 +65,7 @@ def test_settings_of_the_call_in_the_options_of_prompts() -> None:
     assert [row.tolist() for row in found.sequences] == [one.sequences[0].tolist() for one in alone]
     for other in ({"pad_token_id": 8}, {"return_dict_in_generate": False}):
         (name,) = other
-        with pytest.raises(InputError, match=rf"generation_config\[1\]: expected {name} .* one for the call, got"):
+        with pytest.raises(InputError, match=rf"generation_config\[1\]: expected {name} .* all prompts share it, got"):
             generate(model, [[2], [5]], generation_config=[config, {**config, **other}])
     # The arguments of the call come first, and a setting that is off is as good as none.
     found = generate(model, [[2], [5]], generation_config=[{}, {"return_dict_in_generate": False}], pad_token_id=1)

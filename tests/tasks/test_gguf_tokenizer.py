@@ -326,7 +326,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"pre": "tekken"}, "pre: expected one of default, gpt-2"),
-        ({"merges": ["a b c"]}, "merges: expected two tokens and a space between them, which 'a b c' is not"),
+        ({"merges": ["a b c"]}, "merges: expected two tokens separated by a space in each merge, unlike 'a b c'"),
         ({"merges": np.zeros(3, np.int32)}, "merges: expected an array of texts"),
         ({"token_type": np.zeros(3, np.int32)}, "token_type: expected 267 integers, one for each token"),
         ({"token_type": ["a"]}, "token_type: expected an array of numbers"),

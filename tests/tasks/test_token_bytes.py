@@ -78,7 +78,7 @@ def test_ids_that_differ_at_the_beginning(name: str) -> None:
 
 @pytest.mark.parametrize("name", LATER_TOKENS_MATTER)
 def test_tokens_without_bytes_of_their_own_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="regex: expected a tokenizer whose tokens have the same text wherever"):
+    with pytest.raises(ConfigError, match="regex: expected a tokenizer whose tokens have the same text at every"):
         table_of(name)
 
 

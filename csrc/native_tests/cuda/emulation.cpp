@@ -191,7 +191,8 @@ void run(const char* name, Grid grid, int threads, int64_t shared_bytes, void (*
     kernel_name = name;
     body = kernel;
     body_data = data;
-    if (threads % kWarp != 0 || threads > kMostThreads) fail("the number of threads is not one of whole warps");
+    if (threads % kWarp != 0 || threads > kMostThreads)
+        fail("the number of threads is not a multiple of 32, or too large");
     if (shared_bytes > kMostSharedBytes) fail("too much shared memory");
     if (grid.y > 65535) fail("the grid has too many rows");
     if (fibers.size() < static_cast<size_t>(threads)) fibers.resize(static_cast<size_t>(threads));

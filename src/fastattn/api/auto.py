@@ -67,7 +67,7 @@ class AutoModelForCausalLM(_Auto[CausalLM]):
 
 
 class AutoModel(_Auto[Encoder]):
-    """Loads checkpoints of encoders, and of decoders without a head."""
+    """Loads checkpoints of encoders and decoders without a head, as models that return hidden states."""
 
     _model, _task = Encoder, "encoder"
 

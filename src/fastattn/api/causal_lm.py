@@ -116,8 +116,9 @@ class CausalLM(Model):
         A 1-D input gives [seq_len, vocab_size]. A 2-D input gives [batch, seq_len, vocab_size] with zeros at masked
         positions; with logits_to_keep the rows are aligned to the right. A list of sequences gives a list of [seq_len,
         vocab_size].
-        token_type_ids: adds the embeddings of the tokens with these ids, as in transformers. position_ids: None numbers
-        the real tokens of each sequence from 0. return_dict=False returns the output as a tuple. Other keywords of
+        token_type_ids: GPT-2, GPT-J and GPT-Neo add the embeddings of the tokens with these ids, as in transformers;
+        other families ignore them. position_ids: None numbers the real tokens of each sequence from 0.
+        return_dict=False returns the output as a tuple. Other keywords of
         transformers are accepted if they change nothing (`use_cache`, or a value of None) and rejected otherwise.
         Raises DTypeError, InputError, ContextLengthError.
         """
@@ -147,7 +148,10 @@ class CausalLM(Model):
         return engine
 
     def close(self) -> None:
-        """Free the memory; any later use raises InputError. Copies stay open."""
+        """Free the memory; any later use raises InputError.
+
+        Models from `copy_in` are closed too. Copies made with the `copy` module stay open.
+        """
         super().close()
         for engine in self._engines.values():
             engine.close()
@@ -155,7 +159,7 @@ class CausalLM(Model):
             copy.close()
 
     def copy_in(self, dtype: str) -> CausalLM:
-        """Return the model with weights of another dtype, from the same files: `assistant_model` names it.
+        """Return a copy of the model with weights in another dtype, from the same files, for `assistant_model`.
 
         It is loaded at the first use and closed with the model. Raises InputError, ConfigError for a quantized
         checkpoint, ModelFormatError if the files have changed since the model was loaded.
@@ -261,11 +265,12 @@ class CausalLM(Model):
         )
 
     def score(self, prefix: object, continuations: Iterable[object], **others: Unpack[NoArgs]) -> ScoreOutput:
-        """Return the log-probability of each token of each continuation of a prefix, all texts or all token ids.
+        """Return the log-probability of each token of each continuation of a prefix.
 
-        The prefix is computed once. A text is split into tokens together with the prefix, as it would be written.
-        An empty prefix stands for the checkpoint's bos (else eos) id. To choose between answers: `score(question,
-        answers).best`. Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
+        prefix, continuations: all texts, or all token ids [n_tokens]. The prefix is computed once. The text of a
+        continuation is tokenized together with the prefix. An empty prefix means the checkpoint's bos (else eos) id. To
+        choose between answers: `score(question, answers).best`. Raises DTypeError, InputError, ContextLengthError,
+        NonFiniteError.
         """
         refuse_keywords(others, "score", ("prefix", "continuations"))
         return scoring.score(self, prefix, continuations)
@@ -331,7 +336,7 @@ class CausalLM(Model):
     def cache_prefix(self, text_or_ids: object, **others: Unpack[NoArgs]) -> CachedPrefix:
         """Compute the keys and values of a text, or ids [n_tokens], and keep them in memory until `close`.
 
-        Prompts that begin with it start after it; results do not change. If the last page (of 64 positions) has fewer
+        Prompts that begin with it reuse them; results do not change. If the last page (of 64 positions) has fewer
         than 16 tokens, these are computed again. Raises DTypeError, InputError, ContextLengthError, OutOfMemory.
         """
         refuse_keywords(others, "cache_prefix", ("text_or_ids",))

@@ -110,9 +110,10 @@ class Encoder(OneStepModel[EncoderOutput[Array], EncoderOutput[list[Array]], Enc
         )
 
     def states(self, batch: Batch, key_counts: Sequence[int]) -> Any:
-        """Return the last hidden state if only the first tokens of each sequence are attended to; see `graph.ir.Step`.
+        """Return last_hidden_state if only the first key_counts[i] tokens of sequence i are attended to.
 
-        Raises InputError if the device or the attention of this model cannot do that.
+        See `Step` in `fastattn.graph.ir`. Raises InputError if the device or the attention of this model cannot do
+        that.
         """
         results = self._run(batch, hidden_states=False, attentions=False, key_counts=key_counts)
         return results.per_token("last_hidden_state")
@@ -122,8 +123,8 @@ class SequenceClassifier(OneStepModel[SequenceClassifierOutput, SequenceClassifi
     """A model that computes one row of logits per sequence.
 
     Created by `AutoModelForSequenceClassification.from_pretrained`. A call returns logits [batch, num_labels];
-    [num_labels] for a 1-D input. GPT-2 uses the last token that is neither masked nor padding (`config.pad_token_id`).
-    Empty sequences are rejected.
+    [num_labels] for a 1-D input. Decoders use the last token that is neither masked nor padding
+    (`config.pad_token_id`). Empty sequences are rejected.
     """
 
     @property

@@ -49,11 +49,12 @@ class HubArgs(TypedDict, total=False):
 class LoadArgs(RunArgs, HubArgs, total=False):
     """Options for loading a model.
 
-    head_dtype: a different dtype for the matrix that computes the logits. It changes nothing if there is no such
-        matrix (AutoModel) or if the matrix is too small to be rounded (fewer than 64 rows).
+    head_dtype: a different dtype for the matrix that computes the logits, and for token embeddings that are tied to
+        such a matrix, even if AutoModel loads them without a head. It changes nothing if there is neither, or if the
+        matrix is too small to be rounded (fewer than 64 rows).
     kv_cache_bytes: memory for the keys and values of all texts that a language model generates at a time; more texts
-        wait. None: a quarter of the machine's memory on the CPU. Keys and values of ended texts remain for prompts
-        with the same beginning, until another text needs the memory; with None, at most 256 MiB of them.
+        wait. None: on the CPU, a quarter of the memory that the process may use. Keys and values of ended texts remain
+        for prompts with the same beginning, until another text needs the memory; with None, at most 256 MiB of them.
     verify: "sha256" compares the weight files with the SHA256SUMS file next to them or with the names of the hub's
         blobs. A mapping gives the digests by file name.
     check_finite: reject NaN and infinity in the weights of a float checkpoint.

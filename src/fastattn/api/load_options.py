@@ -98,7 +98,7 @@ class LoadOptions:
 class HubOptions:
     """Where to look up a hub id.
 
-    subfolder: a folder inside the repository or inside a local folder; gguf_file: a file in there.
+    subfolder: a folder inside the repository or inside a local folder; gguf_file: a file, relative to it.
     """
 
     revision: str | None = None

@@ -118,7 +118,7 @@ def check_device(options: LoadOptions) -> None:
 def load_model(directory: Path, task: Task, options: LoadOptions, name: str) -> tuple[BuiltModel, Executor, Origin]:
     """Check and load a checkpoint. All checks that do not need the weights run before the weights are read.
 
-    name: what the caller called the model.
+    name: the folder or hub id, as the caller gave it.
     """
     check_device(options)
     opened = open_with_adapter(

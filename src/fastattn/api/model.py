@@ -93,12 +93,12 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """The folder that the model was loaded from."""
+        """The folder or GGUF file that the model was loaded from."""
         return self._directory
 
     @property
     def name_or_path(self) -> str:
-        """The folder or hub id that was given to from_pretrained."""
+        """The folder, GGUF file or hub id that was given to from_pretrained."""
         return str(self._directory) if self._origin is None else self._origin.name
 
     @property
@@ -114,7 +114,7 @@ class Model:
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Return the number of weights; tied weights count once. exclude_embeddings: omit the embedding tables.
 
-        Raises DTypeError.
+        only_trainable changes nothing. Raises DTypeError.
         """
         check_flag("only_trainable", only_trainable)
         total, in_tables = self._built.n_parameters
@@ -134,7 +134,7 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer in the model's folder, read on first access; None if there is none.
+        """The tokenizer in the model's folder or GGUF file, read on first access; None if there is none.
 
         It may have more tokens than the model. An id that the model does not have raises an error when it is used.
         Raises ConfigError, ModelFormatError for files that cannot be loaded.
@@ -171,7 +171,7 @@ class Model:
         return self
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """Return the model itself if it has that device and dtype. Raises InputError for others: load it with them."""
+        """Return the model itself if it has that device and dtype. Otherwise raise InputError."""
         for value in (*args, device, dtype):
             if value is not None:
                 check_target(value, self.device, self.dtype)

@@ -40,7 +40,7 @@ class Process:
     """A worker that is stopped except while it answers, so idle thread pools do not spin and disturb the others."""
 
     def __init__(self, command: Sequence[str], threads: int, *, environment: Mapping[str, str] | None = None) -> None:
-        """Start the worker. It ends with `close`. If this process dies, it ends when its standard input closes."""
+        """Start the worker. It ends with `close`. If this process dies, the kernel kills the worker."""
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         variables |= {name: str(threads) for name in _THREADS} | dict.fromkeys(_ONE_THREAD, "1")
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)

@@ -109,7 +109,7 @@ class OpenModel:
 
 
 def open_model(path_or_id: str | Path) -> OpenModel:
-    """Find a model, and build its Program with the model's head.
+    """Find a model, and build its Program: a language model, else a sequence classifier, else the encoder.
 
     Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError.
     """
@@ -132,7 +132,7 @@ def _works_of(built: BuiltModel) -> list[Work]:
     return works_of(built.task, built.config.max_positions)
 
 
-class _Patient:
+class _TimedWorker:
     """A worker and the time limit for its answers."""
 
     def __init__(self, worker: process.Process, timeout: float, budget: Budget) -> None:
@@ -156,10 +156,10 @@ class _Run:
     stack: ExitStack
     say: Callable[[str], None]
 
-    def start(self, library: str, job: Job) -> _Patient:
+    def start(self, library: str, job: Job) -> _TimedWorker:
         worker = process.start(library, job)
         self.stack.callback(worker.close)
-        return _Patient(worker, self.options.timeout, self.budget)
+        return _TimedWorker(worker, self.options.timeout, self.budget)
 
 
 def bench_model(
@@ -244,9 +244,9 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()[:12]
 
 
-def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]:
+def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _TimedWorker]:
     """Start a process for every library that is installed and could convert the model."""
-    workers: dict[str, _Patient] = {}
+    workers: dict[str, _TimedWorker] = {}
     for text in run.options.against:
         name, _, dtype = text.partition(":")
         dtype = dtype or job.dtype
@@ -269,7 +269,9 @@ def _start_others(bench: ModelBench, job: Job, run: _Run) -> dict[str, _Patient]
     return workers
 
 
-def _measure(bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _Patient]) -> None:
+def _measure(
+    bench: ModelBench, work: Work, built: BuiltModel, options: Options, workers: dict[str, _TimedWorker]
+) -> None:
     """Add the row of a workload if fastattn completed at least one turn of it. Raises BenchError, OutOfTime."""
     command = {
         "name": work.name,

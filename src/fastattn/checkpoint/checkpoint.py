@@ -1,4 +1,4 @@
-"""A checkpoint directory: config.json and safetensors, single or sharded.
+"""Opens a checkpoint: a directory with config.json and safetensors, single or sharded, or a GGUF file.
 
 Independent of the model, and never imports pickle.
 """
@@ -55,9 +55,8 @@ class NonFinite:
 class Checkpoint:
     """The contents of a directory, or of a GGUF file. Only headers have been read.
 
-    config: config.json. A GGUF file's metadata and tensors have the names that Hugging Face uses.
-
-    gguf_bytes: the number of bytes of all tensors of a type in a GGUF file, by the names of llama.cpp.
+    config: config.json. A GGUF file's metadata and tensors have the names that Hugging Face uses. gguf_bytes: the total
+    bytes of the tensors of each type in a GGUF file, by llama.cpp's name of the type.
     quantized: the packed weights of a directory that `fastattn quantize` wrote. `tensors` then has only the shapes of
     the tensors that they were made from. Each file is opened once and stays open until `close` or the end of a `with`
     block, so headers and data come from the same file. Tensors can also be read after that; this raises
@@ -81,7 +80,7 @@ class Checkpoint:
     def read(self, name: str) -> NDArray[np.float32]:
         """Read a tensor as float32 in its own shape.
 
-        Raises ModelFormatError if its dtype is not one for weights, ConfigError for a quantized directory.
+        Raises ModelFormatError if weights cannot have its dtype, ConfigError for a quantized directory.
         """
         self._need_floats()
         return read_tensor(self.tensors[name])

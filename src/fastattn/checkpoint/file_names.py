@@ -8,7 +8,7 @@ INDEX_NAME = "model.safetensors.index.json"
 GENERATION_NAME = "generation_config.json"
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
-# Vocabularies and merges. tekken.json and tiktoken.model are not read, but messages name them.
+# Vocabularies and merges. bpe.codes, tekken.json and tiktoken.model are not read, but messages name them.
 VOCABULARY_FILES = (
     "tokenizer.json",
     "vocab.txt",

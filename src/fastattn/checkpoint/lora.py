@@ -81,7 +81,7 @@ class Adapter:
         return name if isinstance(name, str) and name else None
 
     def scale_of(self, module: str, rank: int) -> float:
-        """Return the factor of the product of a module's matrices. Raises ConfigError if the rank is another one."""
+        """Return the factor of the product of a module's matrices. Raises ConfigError if the rank differs."""
         expected = self._pattern("rank_pattern", module, self.settings["r"])
         if rank != expected:
             raise self._error(f"{module}: expected matrices of rank {expected}, got {rank}")
@@ -89,7 +89,7 @@ class Adapter:
         return float(alpha / (math.sqrt(rank) if self.settings["use_rslora"] else rank))
 
     def _pattern(self, key: str, module: str, default: Any) -> Any:
-        """Return the value for a module: of the first pattern that its name ends with, as in peft."""
+        """Return the value for a module: that of the first pattern that matches the end of its name, as in peft."""
         for pattern, value in self.settings[key].items():
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
@@ -199,7 +199,7 @@ _Merge = Callable[[WeightSource, bool], WeightSource]
 
 
 def _merges(adapter: Adapter, tensors: AdapterTensors) -> dict[str, _Merge]:
-    """Return what happens to the tensors of one module, by their names."""
+    """Return the functions that merge one module into the model's tensors, by the names of these tensors."""
     names, found = set(tensors.parts), {}
     module = tensors.module
     if {"lora_embedding_A", "lora_embedding_B"} == names:
@@ -216,7 +216,7 @@ def _merges(adapter: Adapter, tensors: AdapterTensors) -> dict[str, _Merge]:
 
 
 def _add_product(adapter: Adapter, tensors: AdapterTensors, source: WeightSource, *, transposed: bool) -> WeightSource:
-    """Return W + scale * B @ A, or with a magnitude vector that matrix with rows of those lengths (DoRA)."""
+    """Return W + scale * B @ A. A magnitude vector (DoRA) then sets the lengths of its rows."""
     down, up = tensors.read("lora_A.weight"), tensors.read("lora_B.weight")  # [rank, in], [out, rank]
     _check_matrices(adapter, tensors.module, down, up, source.shape[::-1] if transposed else source.shape)
     up = up * np.float32(adapter.scale_of(tensors.module, len(down)))
@@ -290,7 +290,7 @@ def _check_number(path: Path, key: str, value: Any) -> None:
 
 
 def _check_pattern(path: Path, key: str, pattern: str) -> None:
-    """Accept plain names and the few signs that names of modules need: patterns come from a file."""
+    """Accept only word characters and the few others that patterns need, because the patterns come from a file."""
     if not re.fullmatch(r"[\w.^$|()\\\[\]-]{1,200}", pattern):
         raise ConfigError(f"{path}: {key}: expected names of modules, got {quote(pattern)}")
     try:

@@ -122,8 +122,8 @@ def _add_check(commands: _Commands) -> None:
         "check",
         help="check a model folder: is it intact, what would load, what is ignored",
         description="Check a model folder without loading the model: headers, settings, tokenizer, SHA-256, and that "
-        "all weights are finite. Prints what would load, and which files and settings are used or ignored. Nothing in "
-        "the folder is executed. Exit code 1 if there are problems.",
+        "all float weights are finite. Prints what would load, and which files and settings are used or ignored. "
+        "Nothing in the folder is executed. Exit code 1 if there are problems.",
     )
     parser.add_argument(
         "model", type=some_text("a folder or a hub id"), metavar="DIR", help="a model's folder, GGUF file or hub id"
@@ -367,14 +367,14 @@ def _add_serve(commands: _Commands) -> None:
         **add,
     )
     for kind in KINDS:
-        parser.add_argument(f"--{kind}-model", dest=f"{kind}_models", help=f"a model to {kind} with; repeatable", **add)
+        parser.add_argument(f"--{kind}-model", dest=f"{kind}_models", help=f"a model of kind {kind}; repeatable", **add)
     parser.add_argument("--config", type=some_text("a file"), metavar="FILE.toml", help="read settings from a file")
     add_flags(parser, ServeOptions)
     parser.add_argument(
         "--allow-no-key",
         action="store_const",
         const=True,
-        help="listen at an address that other machines reach without API keys",
+        help="allow an address that other machines can reach, without API keys",
     )
     add_flags(parser, LoadOptions)
     parser.add_argument(

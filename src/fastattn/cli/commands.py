@@ -225,7 +225,7 @@ def _assigned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in _INPUTS:
-            raise InputError(f"--set {name}: expected an option, got the input, which -p or -f give")
+            raise InputError(f"--set {name}: expected an option, got the input; give it with -p or -f")
         if name in _FLAGS:
             raise InputError(f"--set {name}: expected an option without a flag of its own; {_FLAGS[name]}")
         if name in found:

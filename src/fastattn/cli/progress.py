@@ -13,7 +13,7 @@ _DELAY_SECONDS = 0.5
 
 
 def progress(total: int | None, unit: str) -> AbstractContextManager[Callable[[int], object]]:
-    """Show a bar over `total` items, None if unknown; the function that it gives adds completed items.
+    """Show a bar over `total` items, None if unknown; the function that it yields adds completed items.
 
     It does nothing without a terminal.
     """

@@ -31,7 +31,7 @@ def read_texts(
     r"""Return the texts that the arguments name, in order.
 
     `-f FILE` reads one text per line; `-f -` reads the lines from standard input. `-p -` also reads standard input: one
-    whole text with `whole_stdin`, else one text per line. Lines end with \n or \r\n; the last line end is optional. A
+    whole text with `whole_stdin`, else one text per line. Lines end with \n or \r\n; the last newline is optional. A
     blank line is a text, so result i belongs to line i; `skip_blank` omits blank lines.
 
     Raises InputError, OSError.
@@ -99,7 +99,7 @@ def _argument_texts(arguments: list[str], skip_blank: bool) -> Iterator[Text]:
 
 
 def _read_whole() -> Text:
-    """Read all of standard input as one text, without the trailing line ends."""
+    """Read all of standard input as one text, without trailing newlines."""
     data = _read(streams.input_bytes(), _MAX_BYTES + 1, "standard input")
     if len(data) > _MAX_BYTES:
         raise InputError(f"standard input: expected at most {_MAX_BYTES} bytes, got more")

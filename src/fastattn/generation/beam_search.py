@@ -124,7 +124,7 @@ class BeamSearch:
         return min(behind, room) if behind else len(beams)
 
     def parts(self, count: int) -> list[tuple[Beam, int]]:
-        """Split `count` tokens among the beams. After a stop, the last tokens of all beams come in one step."""
+        """Split `count` tokens among the beams. Missing tokens come first; the last ones of all beams share a step."""
         if all(beam.left == 1 for beam in self.beams):
             return [(beam, 1) for beam in self.beams]
         parts = []
@@ -138,8 +138,8 @@ class BeamSearch:
     def advance(self, logits: Row) -> None:
         """Choose the next beams. logits [n_beams, vocab] of `beams`, or [1, vocab] of the prompt.
 
-        At the end the requests have their results. After the prompt of a search that was stopped, only give the beams
-        their caches.
+        At the end the requests have their results. If the search lost its caches and has read its prompt again, only
+        give the beams new caches.
         """
         state = self.state
         if self._fed or not state.n_new:
@@ -306,12 +306,12 @@ class BeamSearch:
         return replace(group, improvable=improvable, done=done)
 
     def _finish(self, state: SearchState, reason: FinishReason) -> None:
-        """Give the best beams to the requests. reason: why those ended that did not end by themselves."""
+        """Give the best beams to the requests. reason: of beams that have not ended by themselves."""
         found = [pair for group in state.groups for pair in group.finished if pair[1] is not None]
         found.sort(key=lambda pair: -pair[0])  # stable: ties in the order of groups
         rest = [(beam.score, beam) for group in state.groups for beam in group.beams]
         best: list[Any] = [*found, *rest]
-        if not state.n_new:  # all beams are the prompt, whose new text of no token has probability 1
+        if not state.n_new:  # all beams are the prompt, and an empty new text has probability 1
             best = [rest[0]] * len(self.requests)
         for request, (score, beam) in zip(self.requests, best, strict=False):
             request.score, request.beam_indices = float(score), list(beam.indices)

@@ -1,4 +1,4 @@
-"""The requests of one caller, and what the engine has for the caller."""
+"""The requests of one caller, and the draws that wait for the caller."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Call:
         self.wait_again()
         self.running = 0  # sequences
         self.closed = False  # it was stopped, or an error ended it
-        self._ended: set[int] = set()  # ids of the requests whose end the caller has
+        self._ended: set[int] = set()  # ids of the requests whose last draw was given to the caller
         self._n_requests = sum(request.finish_reason is None for request in requests)
         self.short = sum(r.n_sequences * (r.prompt_len + r.max_new_tokens) for r in self.waiting) <= SHORT_TOKENS
         for request in requests:
@@ -73,10 +73,10 @@ class Call:
         self.listening = False  # the caller waits for the bell
         self.in_main_thread = threading.current_thread() is threading.main_thread()
         self._bell: SimpleQueue[None] = SimpleQueue()
-        self.on_ring: Callable[[], object] | None = None  # instead of the bell: for a caller that is no thread
+        self.on_ring: Callable[[], object] | None = None  # instead of the bell: for a caller that is not a thread
 
     def wait_again(self) -> None:
-        """Let all requests wait that have not ended, those of a beam search as one."""
+        """Make all unfinished requests wait; those of a beam search count as one."""
         self.waiting = deque(request for request in self.requests if request.finish_reason is None and request.runs)
 
     def may_start(self, most: int) -> bool:
@@ -96,7 +96,7 @@ class Call:
         return self.closed or len(self._ended) >= self._n_requests
 
     def has_end_of(self, request: Request) -> bool:
-        """Return whether the caller has the end of a request."""
+        """Return whether the last draw of a request was given to the caller."""
         return id(request) in self._ended
 
     @property
@@ -105,7 +105,7 @@ class Call:
         return self.run_ahead is not None and len(self.ready) >= self.run_ahead
 
     def put(self, draw: Draw) -> None:
-        """Give a draw to the caller, and wake it if it takes it."""
+        """Give a draw to the caller, if the caller takes it, and wake the caller."""
         if self.every_token or draw.ends:
             if draw is not self.last and (not self.ready or self.ready[-1] is not draw):  # else it has it already
                 self.ready.append(draw)

@@ -4,7 +4,7 @@ No thread is needed for calls that block. The first caller leads: it runs the st
 it waits for, and then wakes another caller to lead. The others wait for their tokens. Calls of asyncio tasks have a
 thread that leads for them; it ends after a second without such calls.
 
-Everything but the leadership belongs to the leader. Others only append to deques, which are safe to use in signal
+Only the leader changes the state of the engine. All others only append to deques, which are safe to use in signal
 handlers and finalizers, and in the child of a fork. A forked child starts with an empty state: its calls are computed
 again.
 """
@@ -30,7 +30,7 @@ from fastattn.generation.structured import Grammars
 from fastattn.graph.executor import Executor, PagedExecutor
 
 RUN_AHEAD = 16  # tokens of a stream that other callers' steps draw before it waits for its consumer
-_LOOK_AGAIN = 0.25  # seconds after which a waiting caller looks whether it can lead
+_LOOK_AGAIN = 0.25  # seconds after which a waiting caller checks whether it can lead
 _LINGER = 1.0  # seconds until the thread for asyncio tasks ends
 _NESTED = (
     "expected no call within a call of the same thread; do not call fastattn in a signal handler or in a function that "
@@ -41,7 +41,7 @@ _NESTED = (
 class Engine:
     """The calls on one executor. Any thread may use it.
 
-    kv_bytes: limit for keys and values; None: no limit. idle_bytes: of those that remain for later calls.
+    kv_bytes: limit for keys and values; None: no limit. idle_bytes: limit for those that stay for later calls.
     """
 
     def __init__(self, executor: Executor, *, kv_bytes: int | None = None, idle_bytes: int = IDLE_BYTES) -> None:
@@ -333,7 +333,7 @@ class _Process:
     def _step(self) -> None:
         """Run a step and deliver its results. Errors of fastattn go to the calls.
 
-        Others pass, such as exceptions of signal handlers; the next leader then computes the step again.
+        Other exceptions propagate, such as those of signal handlers; the next leader then computes the step again.
         """
         try:
             self.scheduler.step()

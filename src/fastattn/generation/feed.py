@@ -37,7 +37,7 @@ class Drawing(DrawnTokens, Protocol):
 def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
     """Return a step that feeds each request, or anything with ids, fed, proposed and cache, its next `count` ids.
 
-    If no ids of a request remain, its proposed tokens follow. The rows of them and of the last id are wanted.
+    If no ids of a request remain, its proposed tokens follow. The rows of these tokens and of the last id are wanted.
     """
     fed = [[*r.ids[r.base + r.fed : r.base + r.fed + n], *r.proposed] for r, n in chunks]
     ends = np.cumsum([0, *map(len, fed)])
@@ -56,7 +56,7 @@ def step_of(chunks: Sequence[tuple[Any, int]]) -> Step:
 def sampling_of(requests: Sequence[Request]) -> Sampling:
     """Return how to draw the next token of each request, by its own options, and those after its proposed tokens.
 
-    Requests that must not end yet have the same `eos_ids` (see `same_suppressed`).
+    Requests that must not end yet need the same `eos_ids` (see `same_suppressed`).
     """
     rows = [(request, n) for request in requests for n in range(1 + len(request.proposed))]
     params = np.zeros(len(rows), SAMPLE_PARAMS)
@@ -91,7 +91,7 @@ def sampling_of(requests: Sequence[Request]) -> Sampling:
 
 
 def same_suppressed(requests: Sequence[Request]) -> bool:
-    """Return whether one array has the ids that the requests must not draw yet."""
+    """Return whether all requests that must not end yet have the same eos ids, so one array can suppress them."""
     return len({r.eos_ids for r in requests if r.eos_ids and r.new_len < r.min_new_tokens}) <= 1
 
 
@@ -99,8 +99,8 @@ def draw_each(executor: Executor, step: Step, requests: Sequence[Request]) -> Dr
     """Run a step, and return a function that draws the token of a wanted row from the logits.
 
     The function takes the row and its request, after all tokens before that of the row were added to it. For a beam
-    search it returns the logits of its rows, from this one on. Unlike `DrawingExecutor.draw`, an error of a row, such
-    as of a function of the user, affects only its own request.
+    search it returns the logits of its rows, from this one on. Unlike in `DrawingExecutor.draw`, an error in a
+    row, for example in a user's function, affects only its own request.
     """
     for request in requests:
         if request.mask is not None:
@@ -215,7 +215,10 @@ def highest_ids(row: Logits, n: int) -> NDArray[np.intp]:
 
 
 def clean_row(row: Logits, nan: NanPolicy, forbidden: Sequence[int]) -> Logits:
-    """Return logits [vocab] that can be used, as `nan` says. Raises NonFiniteError. forbidden: ids not to be drawn."""
+    """Return logits [vocab] that can be used, cleaned unless nan is "raise". Raises NonFiniteError.
+
+    forbidden: ids not to be drawn.
+    """
     row = row if nan == "raise" else _cleaned(row, nan, forbidden)
     if _unclean(row[None])[0]:
         raise NonFiniteError(f"logits: expected finite numbers, got NaN, +inf, or -inf only{NON_FINITE}")

@@ -1,8 +1,8 @@
 """The filters of sampling in numpy, one row at a time, in transformers' order.
 
-Each filter removes candidates by setting their scores to -inf. Probabilities are those of the candidates that are left,
-computed in float64: temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff. The sampler in C++
-has temperature, top_k, top_p and min_p itself.
+The order is temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff. Each filter removes
+candidates by setting their scores to -inf. Probabilities are those of the candidates that are left, computed in
+float64. The sampler in C++ has temperature, top_k, top_p and min_p itself.
 """
 
 from __future__ import annotations

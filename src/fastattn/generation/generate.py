@@ -88,7 +88,7 @@ def generate(
 async def generate_async(
     model: LanguageModel, ids: Any = None, **options: Any
 ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
-    """Do what `generate` does without blocking the event loop. Cancelling the task stops the work."""
+    """Do what `generate` does without blocking the event loop. Canceling the task stops the work."""
     job = _read_call(model, ids, options)
     call = _call_of(job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
     model.engine.submit(call)
@@ -194,7 +194,7 @@ def _make_each(
 
 
 def _shared(own: Sequence[dict[str, Any]], name: str) -> Any:
-    """Remove a setting that is one for all prompts from their options, and return it.
+    """Remove a setting that all prompts share from their options, and return it.
 
     Raises InputError if it differs.
     """
@@ -202,8 +202,8 @@ def _shared(own: Sequence[dict[str, Any]], name: str) -> Any:
     for i, value in enumerate(values):
         if value != values[0] and (value or values[0]):
             raise InputError(
-                f"generation_config[{i}]: expected {name} {quote(values[0])} as in generation_config[0], because it is "
-                f"one for the call, got {quote(value)}; pass it as a keyword"
+                f"generation_config[{i}]: expected {name} {quote(values[0])} as in generation_config[0], because all "
+                f"prompts share it, got {quote(value)}; pass it as a keyword"
             )
     return values[0] if values else None
 
@@ -218,7 +218,7 @@ def _options_of_each(
     """Return the options and the seeds of each prompt.
 
     own: the keywords of each prompt, with its generation_config; None: all the same. A prompt with a seed of its own
-    repeats the text that it has alone. defaults: of the checkpoint. Raises DTypeError, InputError.
+    gets the text that it would get alone. defaults: of the checkpoint. Raises DTypeError, InputError.
     """
     if own is None:
         seeds, n_texts = seeds_of(checked, len(names)), checked.n_requests
@@ -226,7 +226,7 @@ def _options_of_each(
     if len(own) != len(names):
         raise InputError(
             f"generation_config: expected one for each of {len(names)} prompts, got {len(own)}; a config outside "
-            "a list is for all"
+            "a list applies to all"
         )
     found = list[GenerationOptions]()
     for i, keywords in enumerate(own):
@@ -234,7 +234,7 @@ def _options_of_each(
         for name in ("max_batch_size", "priority"):
             if getattr(one, name) != getattr(checked, name):
                 raise InputError(
-                    f"generation_config[{i}]: expected no {name}, which is one for the call, got one; pass it as a "
+                    f"generation_config[{i}]: expected no {name}, because all prompts share it, got one; pass it as a "
                     "keyword"
                 )
         found.append(one)

@@ -32,8 +32,8 @@ _log = logging.getLogger("fastattn")
 def read_defaults(directory: Path, config: Mapping[str, object]) -> dict[str, Any]:
     """Return the options that `generate` uses unless a call has others; log those that cannot be applied.
 
-    They are those of generation_config.json. Without that file they are those of config.json, given in `config` with
-    the ids of generation_config.json. Raises ConfigError for a broken file.
+    They are those of generation_config.json, or without that file those of config.json. config: the options of
+    config.json, with the token ids of generation_config.json. Raises ConfigError for a broken file.
     """
     found: Mapping[str, object] = read_generation_config(directory)
     name = "generation_config.json"

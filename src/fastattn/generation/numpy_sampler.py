@@ -1,4 +1,4 @@
-"""The sampler's specification in numpy: what the CPU executor computes, row by row (its sums in 5 to 7 are exact).
+"""The sampler's specification in numpy: what the CPU executor, whose sums in 5 to 7 are exact, computes per row.
 
 Used with the float64 numpy executor and as the oracle of the C++ sampler. For each row, in this order:
 

@@ -16,11 +16,11 @@ _PROPOSALS = ("prompt_lookup_num_tokens", "assistant_model")  # the same
 
 
 def check_overflow(options: GenerationOptions) -> None:
-    """Check that a text may leave the context."""
+    """Check that no other option conflicts with overflow="slide"."""
     if options.overflow == "slide" and options.truncate is not None:
         raise InputError(f"overflow: expected 'error' with truncate={options.truncate!r}, got 'slide'; pass one")
     if options.overflow == "slide" and options.num_beams > 1:
-        raise InputError("overflow: expected 'error' with num_beams, got 'slide'; beams cannot leave the context")
+        raise InputError("overflow: expected 'error' with num_beams, got 'slide'; beam search has no sliding context")
 
 
 def check_texts(options: GenerationOptions) -> None:
@@ -78,7 +78,7 @@ def check_speculation(options: GenerationOptions) -> None:
         raise InputError("assistant_model: expected None with prompt_lookup_num_tokens, got both; pass one of them")
     if given and options.num_beams > 1:
         raise InputError(
-            f"{given[0]}: expected None with num_beams, got both; leave it out, beams are not speculated on"
+            f"{given[0]}: expected None with num_beams, got both; leave it out, beam search uses no proposed tokens"
         )
 
 

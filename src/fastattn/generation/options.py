@@ -75,7 +75,8 @@ class GenerationOptions:
     suppress_tokens: ids that are never drawn. begin_suppress_tokens: ids that are not drawn first.
     forced_bos_token_id: the id drawn first after a prompt of one id. forced_eos_token_id: the id (or ids) that may be
         drawn last, when the maximum length is reached.
-    exponential_decay_length_penalty: (start, factor): raises the logit of the eos ids after `start` new tokens.
+    exponential_decay_length_penalty: (start, factor): n tokens after the first `start` new ones, the logit of the eos
+        ids rises by abs(logit) * (factor**n - 1).
     logits_processor: functions (input_ids int64 [1, n_tokens], scores float32 [1, vocab_size]) -> scores, called for
         each request separately after all other processors and before temperature. prefix_allowed_tokens_fn: a function
         (index of the prompt, ids int64 [n_tokens]) -> list of ids that may be drawn.
@@ -101,15 +102,15 @@ class GenerationOptions:
     pad_token_id: the padding id in prompts without attention_mask; None uses the checkpoint's. An id that is also an
         eos id is never padding.
     overflow: what happens when prompt and new tokens exceed the context. "error" rejects the prompt. "slide" continues:
-        when the context is full, the text without its first half of a context is read again, as a text of its own.
+        when the context is full, its first half is dropped, and the rest is read again as a new text.
     max_time: seconds after which a text ends with the tokens that it has; finish reason "time". None: no limit.
     prompt_lookup_num_tokens: propose up to this many tokens that followed the last ones where they occurred before in
         the text. A step verifies several of them at once, so that a text that repeats is faster. The output does not
-        change; see docs/how-to/generate.md. None is off. max_matching_ngram_size: the most last tokens that are
-        compared; None is 2.
+        change; see docs/how-to/generate.md. None is off. max_matching_ngram_size: how many of the last tokens
+        are compared at most; None is 2.
     assistant_model: a smaller model with the same vocabulary that proposes tokens, or "int4", "int8" or "bfloat16": a
-        copy of the model itself in this dtype, loaded at the first use. num_assistant_tokens: the most proposed tokens
-        per step; None is 8.
+        copy of the model itself in this dtype, loaded at the first use. num_assistant_tokens: the maximum number of
+        proposed tokens per step; None is 8.
     priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True or as
         many beams.
@@ -283,10 +284,10 @@ class GenerationOptions:
         flag=Flag(default=1, metavar="N", help="groups of beams that avoid each other, if greedy (default: 1)"),
     )
     diversity_penalty: float = option(
-        0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="between groups of beams (default: 0)")
+        0.0, Number(0.0, 1e6), flag=Flag(default=0.0, metavar="X", help="for tokens of earlier groups (default: 0)")
     )
     length_penalty: float = option(
-        1.0, Number(-1e3, 1e3), flag=Flag(default=1.0, metavar="X", help="of beam search (default: 1)")
+        1.0, Number(-1e3, 1e3), flag=Flag(default=1.0, metavar="X", help="exponent in beam search (default: 1)")
     )
     early_stopping: bool | Literal["never"] = option(
         False,

@@ -108,7 +108,7 @@ class PagePlan:
         return True
 
     def force(self, request: Request, count: int) -> None:
-        """Reserve the pages even though there are not enough: others than this scheduler use them."""
+        """Reserve the pages even though there are not enough: caches of other users have them."""
         self._planned += self._growth(request, count)
 
     def fits(self, n_pages: int) -> bool:
@@ -170,7 +170,7 @@ class PagePlan:
     def waits(self, request: Request, firsts: dict[tuple[int, bytes], Request]) -> bool:
         """Return whether a request of this step computes what the request can share in the next one.
 
-        firsts: the requests of this step by the page where they are and its first tokens.
+        firsts: the first request of this step for each node and the tokens that follow it.
         """
         if self.tree is None or request.node is None:
             return False

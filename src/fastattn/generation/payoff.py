@@ -1,4 +1,4 @@
-"""How many proposed tokens a step verifies: as many as pay, by measured times and counted acceptance.
+"""Decides how many proposed tokens a step verifies, from measured step times and acceptance rates.
 
 A step with more rows takes longer, and only the proposals that are drawn save steps. Nothing here changes a result.
 """
@@ -15,17 +15,17 @@ MAX_ROWS = 32  # sequences of a step that still verifies proposals: more of them
 EARNED = 0.02  # credit per token drawn, so that steps with proposals that are never drawn add about 2 % to the time
 _FIRST_CREDIT = 1.5  # tokens
 _MOST_CREDIT = 3.0
-_LEAST_CREDIT = -16.0  # of a step that was slow for another reason
+_LEAST_CREDIT = -16.0  # limits what one step that was slow for another reason can cost
 _HOPE_OF_TIME = 0.97
 _HOPE = 0.4  # assumed rate of acceptance of a sequence that waited long enough to try again
 _DOUBT = 0.95  # the highest rate, so that the first proposal of one sequence goes before the last of another
-_PATIENCE = 64  # the most tokens between two attempts
+_PATIENCE = 64  # maximum tokens between two attempts
 _ROW_COST = 0.05  # assumed cost of a further row, as a fraction of the step, until it is measured
 _DRAFT_COST = 0.25  # the same for a step of a draft model
 _MEASURE_AGAIN = 32  # verifying steps in a row, until one without proposals is measured
 _FORGET = 512  # steps without proposals until the times of other numbers of rows are measured again
 _FADING = 0.9
-_PRIOR = 2.0  # attempts that what other sequences had counts for
+_PRIOR = 2.0  # weight of the rate of other sequences, in attempts
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class Payoff:
     def returned(self, n_rows: int, accounts: Sequence[Account], seconds: float) -> None:
         """Record the first decode step after one with proposals: it plans again and starts the decode loop again.
 
-        What it takes longer than other steps is a cost of the proposals, at most a step.
+        The time that it takes beyond other steps, up to one step, is charged to the proposals.
         """
         plain = self._times.of(n_rows) or seconds
         lost = min(1.0, max(0.0, seconds / plain - 1)) * n_rows
@@ -204,7 +204,7 @@ class Payoff:
             account.add(-lost / len(accounts))
 
     def verified(self, n_rows: int, results: Sequence[tuple[Account, int, int]], seconds: float) -> None:
-        """Record a decode step with proposals. results: of each sequence, how many tokens it had and how many drew."""
+        """Record a decode step with proposals. results: of each sequence, the tokens proposed and accepted."""
         n_proposed = sum(n for _, n, _ in results)
         plain = self._times.of(n_rows) or seconds
         lost = max(0.0, seconds / plain - 1) * n_rows  # tokens that steps without proposals would have drawn

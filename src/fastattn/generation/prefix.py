@@ -104,7 +104,7 @@ def cache_prefix(model: LanguageModel, ids: Sequence[int], name: str = "input_id
     if not isinstance(executor, PagedExecutor):
         raise InputError(f"cache_prefix: {_NO_PAGES}")
     if not len(ids):
-        raise InputError(f"{name}: expected at least one token, got none; without a prefix, nothing is to be cached")
+        raise InputError(f"{name}: expected at least one token, got none; without a prefix, there is nothing to cache")
     if len(ids) >= context:
         raise ContextLengthError(
             f"{name}: expected fewer tokens than the context of {context} positions, got {len(ids)}; shorten it",

@@ -76,8 +76,8 @@ def read_prompts(
 ) -> Prompts:
     """Check token ids. Without attention_mask, padding is inferred from the padding id, as in transformers.
 
-    name: of the ids; if_too_long: what to do then; both for messages. Raises DTypeError, InputError,
-    ContextLengthError.
+    For messages: name, of the ids; if_too_long, what to do about a prompt that is too long. Raises DTypeError,
+    InputError, ContextLengthError.
     """
     _refuse_texts(ids, name)
     checked = options.truncate is None and options.overflow == "error"

@@ -14,11 +14,11 @@ from fastattn.generation.payoff import StepTimes
 from fastattn.generation.request import Request
 from fastattn.graph.executor import DrawingExecutor, Executor
 
-_READ_TOKENS = 256  # the most tokens of a text that a draft model reads beside one step
+_READ_TOKENS = 256  # maximum tokens of a text that a draft model reads beside one step
 
 
 class Source(Protocol):
-    """Proposes tokens for one sequence. Sources with the same key share the record of what pays."""
+    """Proposes tokens for one sequence. Sources with the same key share one `Account`."""
 
     @property
     def key(self) -> Hashable: ...
@@ -36,7 +36,7 @@ class Source(Protocol):
 class PromptLookup:
     """Proposes what followed the last tokens of the text where they occurred before (Saxena 2023).
 
-    n_tokens: the most tokens per proposal. ngram: the most last tokens that are compared; the longest match wins, and
+    n_tokens: maximum per proposal. ngram: how many of the last tokens are compared at most; the longest match wins, and
     among equally long ones the last. The kind of a proposal is the length of its match.
     """
 
@@ -69,14 +69,14 @@ class PromptLookup:
             if begin is None:
                 continue
             found = ids[begin : begin + most]
-            for at in range(len(found), most):  # the text repeats what it is about to repeat
+            for at in range(len(found), most):  # the match is near the end: repeat the proposal
                 found.append(found[at - len(ids) + begin])
             return found, n
         return [], 0
 
     def _learn(self, ids: list[int]) -> None:
         """Add the n-grams that some token follows."""
-        if len(ids) < self._n_known:  # an interrupted step was taken back
+        if len(ids) < self._n_known:  # an interrupted step was undone
             self._ends, self._n_known = {}, 0
         for end in range(max(1, self._n_known), len(ids)):
             for n in range(1, min(self._ngram, end) + 1):
@@ -88,7 +88,7 @@ class Drafting:
     """Proposes what a smaller model draws next, with the options and the seed of the request.
 
     The same random number decides both draws, so two models that agree on the probabilities draw the same token.
-    executor: of the smaller model. n_tokens: the most tokens per proposal.
+    executor: of the smaller model. n_tokens: maximum per proposal.
     """
 
     def __init__(self, executor: Executor, n_tokens: int) -> None:
@@ -133,7 +133,7 @@ class Drafting:
 
 
 def draft_together(wanted: Sequence[tuple[Drafting, Request, int]], times: StepTimes) -> tuple[list[list[int]], bool]:
-    """Return up to `count` tokens for each request, drafted in common steps of one executor, and whether that was all.
+    """Return up to `count` tokens for each request, and whether the common steps of the executor only drafted.
 
     Otherwise the draft model also read a text, or a part of it, that was new to it. A long one takes several calls,
     which propose nothing for it. times: gets those of the steps that drafted. Raises FastattnError.
@@ -153,7 +153,7 @@ def draft_together(wanted: Sequence[tuple[Drafting, Request, int]], times: StepT
             ids, _ = draw_from_logits(executor, step, sampling)
         for draft, count in chunks:
             draft.fed += count
-        if all(count <= 2 for _, count in chunks):  # after a text that was all right, the last two tokens are new
+        if all(count <= 2 for _, count in chunks):  # after accepted proposals, the draft lacks two tokens
             times.add(len(chunks), time.perf_counter() - begin)
         else:
             only_drafts = False

@@ -121,7 +121,7 @@ class Request:
 
     @property
     def runs(self) -> bool:
-        """Whether the scheduler runs it: of the requests of a beam search only the first."""
+        """Whether the scheduler runs it: a beam search runs only its first request."""
         return self.search is not None or self.options.num_beams == 1
 
     @property
@@ -187,7 +187,7 @@ class Request:
         return piece
 
     def end(self, reason: FinishReason) -> str:
-        """End the request before its last token, and return the rest of its text.
+        """End the request without another token, and return the rest of its text.
 
         The reason is "stop_string" if the rest completes a stop string.
         """

@@ -27,7 +27,7 @@ from fastattn.graph.executor import Decoding, DrawingExecutor, Executor
 __all__ = ["STEP_TOKENS", "Call", "Draw", "Failure", "Request", "Scheduler"]
 
 STEP_TOKENS = 1024  # maximum tokens per step, to bound its memory
-ALONE_TOKENS = 256  # maximum prompt tokens per step of a single call; another one that comes waits for the step
+ALONE_TOKENS = 256  # maximum prompt tokens per step of a single call; a call that arrives waits for that step
 BESIDE_TOKENS = 64  # maximum prompt tokens per step beside other calls
 MAX_RUNNING = 128  # sequences at a time, unless one call asks for more
 LONG_SHARE = 1 / 3  # time of longer calls beside short ones, as a fraction of the time of steps only for short ones
@@ -62,7 +62,7 @@ class Scheduler:
         self._speculator = Speculator()
         self._speculates = False  # whether a row of the last step has a source of proposals
         # Whether the last plan had short and longer calls, and was only for the short ones. A step of all costs
-        # `_long_seconds`; it is due when `_credit` has reached them.
+        # `_long_seconds`; it is due when `_credit` has reached that time.
         self._mixed = self._only_short = False
         self._long_seconds = self._credit = 0.0
         self._most = _ANY  # sequences at a time, after a lack of memory
@@ -274,7 +274,7 @@ class Scheduler:
                 if isinstance(result, Draw) and result.token_id is None and result.request.finish_reason is not None
             )
         self._before, self._rows = None, []
-        # The step may have removed a call that ended, and then goes back.
+        # The step may have removed a call whose end is now undone.
         calls = dict.fromkeys([*self._calls, *(request.call for request in rows if request.call is not None)])
         found = [call for call in calls if not call.closed]
         for request in {*self._running, *(request for call in calls for request in call.requests)}:

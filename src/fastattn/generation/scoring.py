@@ -85,7 +85,7 @@ def _read(model: LanguageModel, prefix: object, continuations: Iterable[object])
 
 
 def _ids(model: LanguageModel, ids: object, name: str) -> Ids:
-    """Return the ids of one sequence, without a padding id."""
+    """Return the ids of one sequence; a padding id in it is an id like any other. Raises InputError."""
     mask = None
     if isinstance(ids, np.ndarray) or (isinstance(ids, (list, tuple)) and not any(map(np.ndim, ids))):
         if np.ndim(ids) == 1 and len(ids) == 0:

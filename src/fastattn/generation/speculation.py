@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastattn")
 NGRAM = 2  # as in transformers
-DRAFT_TOKENS = 8  # the most tokens per proposal of a draft model
+DRAFT_TOKENS = 8  # maximum per proposal of a draft model
 _LOOK_AGAIN = 8  # tokens until a sequence tries again after its proposals did not pay
 _AFTER_NOTHING = 2  # the same after a source had nothing; twice as long each time, because a look takes microseconds
 _MOST_QUIET = 16  # steps that are counted together if nothing can be proposed in them
-_PRICE_OF_READING = 1.0  # tokens
+_PRICE_OF_READING = 1.0  # tokens that reading a text costs at most
 _Source: TypeAlias = "PromptLookup | Drafting"
 
 

@@ -153,7 +153,7 @@ def _grammar_text(library: Any, name: str, value: Any) -> str:
                 from llguidance.gbnf_to_lark import any_to_lark
 
                 text = any_to_lark(value)
-        except Exception as error:  # of no type of its own
+        except Exception as error:  # the library raises plain Exceptions
             raise _refusal(name, value, str(error)) from error
     return text + _ALL_IDS
 
@@ -258,8 +258,8 @@ class _State:
 class Mask:
     """Forbids the ids that cannot continue the text of a request.
 
-    It depends only on the new ids. After other ids than before, as when an interrupted step is repeated, it starts from
-    the first one again.
+    It depends only on the new ids. If they do not continue those of the last call, for example because an interrupted
+    step is repeated, it starts again from the first one.
     """
 
     def __init__(self, grammar: Grammar, first: NDArray[np.bool_], *, nan: NanPolicy) -> None:

@@ -17,7 +17,7 @@ CHOICE = Text(0, 10_000)
 _MAX_CHOICES = 10_000
 _LIMITS = JsonLimits(n_bytes=4 * MAX_GRAMMAR_CHARS, n_values=500_000, depth=100)
 _KINDS = "a JSON schema as a dict or JSON text, or a pydantic model"
-# Keywords that the library applies, or names in an error.
+# Keywords that the library applies, or rejects with an error that names them.
 _APPLIED = """
     $ref $defs $id $schema $anchor $dynamicAnchor $dynamicRef $recursiveAnchor $recursiveRef definitions id type enum
     const anyOf oneOf allOf not if then else items prefixItems additionalItems contains minContains maxContains minItems

@@ -77,7 +77,7 @@ class TextStream(Iterator[str], AsyncIterator[str]):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """ "eos", "stop_string", "length" or "time" at the end; None before."""
+        """ "eos", "stop_string", "stopping_criteria", "length" or "time" at the end; None before."""
         return self._request.finish_reason
 
     @property

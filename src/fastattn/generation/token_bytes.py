@@ -26,7 +26,7 @@ class TokenBytes:
     """The bytes of the ids of a model.
 
     inner: what an id adds to a text that is not empty; b"" for ids that add nothing or that the tokenizer lacks, and
-    the name for special ids. special: ids that never are text. first_differs bool [n_ids]: ids that add other bytes at
+    the name for special ids. special: ids that are never text. first_differs bool [n_ids]: ids that add other bytes at
     the beginning of a text, such as those of SentencePiece, which lose their space there.
     """
 
@@ -121,5 +121,5 @@ class _ByteFallback:
 
 def _refusal(name: str, kind: str) -> ConfigError:
     return ConfigError(
-        f"{name}: expected a tokenizer whose tokens have the same text wherever they stand, got the decoder {kind}"
+        f"{name}: expected a tokenizer whose tokens have the same text at every position, got the decoder {kind}"
     )

@@ -1,8 +1,8 @@
 """The minimum work of an op: its multiply-adds, and the bytes that it reads.
 
-We count the multiply-adds of products and attention, and the bytes of the weights and cached keys and values that they
-read, each byte once. We omit norms, activations and the data between ops, which may stay in the caches. So no executor
-can be faster than this many operations or bytes at the machine's rate.
+We count the multiply-adds of products and attention, and the bytes of all weights and cached keys and values that ops
+read, each byte once. We omit the arithmetic of norms and activations, and the data between ops, which may stay in the
+CPU's caches. So no executor can be faster than this many operations or bytes at the machine's rate.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FLOAT_BYTES = 4  # biases and norms
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """Number formats: "float32", "bfloat16", "int8" or "int4".
+    """The number formats of a model, by their names in `fastattn.formats`.
 
-    weights: formats by name in the Program, float32 for missing names. kv: the format of keys and values, cached or
-    not.
+    weights: the format of each weight, by the weight's name in the Program; float32 for missing names. kv: the format
+    of keys and values, cached or not.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)

@@ -34,6 +34,9 @@ def inner_length(program: Program, op: Op, longest: int) -> int:
 
 
 def program_bound(program: Program, dtype: object, *, longest: int, scale: float) -> float:
-    """Return the largest difference between a computation of a Program in `dtype` and an exact one."""
+    """Return a bound on the difference between two computations of a Program in `dtype`, or in a more precise one.
+
+    longest: the longest sequence in tokens. scale: the largest magnitude of any value.
+    """
     steps = sum(inner_length(program, op, longest) + FUNCTION_ULPS for op in program.ops)
     return 2.0 * steps * eps(dtype) * max(1.0, scale)

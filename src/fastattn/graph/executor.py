@@ -56,9 +56,9 @@ class Executor(Protocol):
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step and return the requested outputs (None: all outputs of the Program).
 
-        Every output is [rows, width], float32 from cpu and float64 from numpy. Attention maps are a list of one
-        [n_head, q_len, kv_len] per sequence. `step.caches` grow by the tokens of their sequences; an error leaves them
-        unchanged. Raises InputError, ContextLengthError, Cancelled, OutOfMemory.
+        Every output is [rows, width], float32 from cpu and cuda, and float64 from numpy. Attention maps are a list
+        of one [n_head, q_len, kv_len] per sequence. `step.caches` grow by the tokens of their sequences; an error
+        leaves them unchanged. Raises InputError, ContextLengthError, Cancelled, OutOfMemory.
         """
 
     def with_program(self, program: Program) -> Executor:

@@ -94,9 +94,9 @@ class Step:
 
     token_ids, positions, token_type_ids: int32 [n_tokens]. cu_seqlens: int32 [n_sequences + 1], prefix sums of the
     lengths. wanted: int32 [n_wanted], rows of the step in ascending order. caches: one per sequence, or None.
-    key_counts: int32 [n_sequences] or None; the number of first tokens of each sequence that are attended to. The
-    others still attend to those. Only on the CPU, and only for attention without causal, bias, position tables and
-    maps, whose windows reach every key.
+    key_counts: int32 [n_sequences] or None; the number of leading tokens of each sequence that serve as keys. The other
+    tokens still attend to them. CUDA does not support key_counts. The CPU supports them only without caches, causal
+    attention, biases, position tables and attention maps, and if all windows reach every key.
     """
 
     token_ids: NDArray[np.int32]

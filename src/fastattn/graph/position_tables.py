@@ -1,8 +1,8 @@
 """Tables for attention scores that depend on the content and on the relative position (DeBERTa).
 
-Relative positions are key's minus query's. Neighbors that share a score share a column. The table of columns is
-float32, with one row: the column of each relative position, from -`reach` to `reach`. The tables of position keys and
-position queries have one row per head and column.
+A relative position is the key's position minus the query's. Neighbors that share a score share a column. The table of
+columns is float32, with one row: the column of each relative position, from -`reach` to `reach`. The tables of position
+keys and position queries have one row per head and column.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class PositionTables:
 class Columns:
     """The columns of attention's scores by relative position.
 
-    index: what a score depends on, for the relative positions 1 - positions to positions - 1. The columns begin with
-    some that are not used, so that a panel ends at relative position 0: if each has a column of its own, the 127
-    relative positions of a block of keys and a window of queries then have two panels.
+    index: what a score depends on, for the relative positions 1 - positions to positions - 1. Unused columns at the
+    beginning make a panel end at relative position 0. If every relative position has its own column, the 127 relative
+    positions of a block of keys and a window of queries are then in two panels.
     """
 
     index: tuple[int, ...]
@@ -81,7 +81,7 @@ class Columns:
 
     @property
     def n_columns(self) -> int:
-        """Whole panels."""
+        """The number of columns, a multiple of PANEL."""
         return int(-(-(self._column[-1] + 1) // PANEL) * PANEL)
 
     @property

@@ -311,10 +311,10 @@ def _maps_of(attention: Op, output: int, first_head: int, n_maps: int) -> Op:
 
 
 def with_lens(program: Program) -> Program:
-    """Replace the outputs of a traced decoder with "lens.<i>": the logits that hidden state i gives with the last norm.
+    """Replace the outputs of a traced decoder with "lens.<i>": the last norm and the head, applied to hidden state i.
 
     Hidden state 0 is the embeddings, the last one gives the logits of the model (nostalgebraist 2020, "interpreting
-    GPT: the logit lens"). Raises ConfigError if the last hidden state is not that of a norm.
+    GPT: the logit lens"). Raises ConfigError if the last hidden state is not the output of a norm.
     """
     states = [program.marks[f"hidden_states.{i}"] for i in range(len(program.marks))]
     last = next(i for i, op in enumerate(program.ops) if op.output == states[-1])

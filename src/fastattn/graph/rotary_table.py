@@ -45,8 +45,8 @@ class RotaryTable:
         angle = self.positions * max((abs(f) for f in self.frequencies), default=0.0)
         if not angle <= MAX_ANGLE:
             raise ConfigError(
-                f"rotary: expected angles up to 2^20 radians, got {angle:.0f} for {self.positions} positions; load the "
-                "model for fewer positions"
+                f"rotary: expected angles up to 2^20 radians, got {angle:.0f} for {self.positions} positions; lower "
+                "max_position_embeddings in config.json"
             )
 
     @property

@@ -155,12 +155,15 @@ class Weights:
         return self.names.repeats(self.path(name))
 
     def vector(self, name: str, width: int) -> str:
+        """Register the parameter `name`, [width], and return its key."""
         return self.tracer.weight(Weight((self.path(name),), "vector", (width,)))
 
     def table(self, rows: int, width: int, *, exact: bool = False) -> str:
+        """Register `weight` as a table [rows, width] and return its key. exact: float32 in every dtype."""
         return self.tracer.weight(Weight((self.path("weight"),), "table", (rows, width), exact=exact))
 
     def matrix(self, out_features: int, in_features: int) -> str:
+        """Register `weight` as a matrix [out_features, in_features] and return its key."""
         part = self.path("weight")
         return self.tracer.weight(
             Weight((part,), "matrix", (out_features, in_features), transposed=self.names.transposed(part))

@@ -90,7 +90,7 @@ def pooler(cfg: AlbertConfig, w: Weights, h: Tensor) -> Tensor:
 
 
 def head_matrix(cfg: AlbertConfig, w: Weights) -> Weights:
-    """Return the place of the masked language model's output matrix."""
+    """Return the `Weights` of the masked language model's output matrix."""
     head = w["predictions"]
     if not head["dense"].has("weight"):
         return head["decoder"]  # there is no such head

@@ -1,4 +1,4 @@
-"""What decoder families share: how they read heads and layers, the table of rotary, the outputs of every task."""
+"""What decoder families share: how they read heads and layers, the rotary tables, the outputs of every task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ DECODER_TASKS: tuple[Task, ...] = (
 LABEL_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "token-classification", "encoder")
 SCORE_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "encoder")
 UNTAGGED_TASKS: tuple[Task, ...] = ("causal-lm", "sequence-classification", "question-answering", "encoder")
-# The prefixes of the names of classifiers, in families whose classifiers of tokens are `score` or `classifier`.
+# The prefixes of classifiers' tensor names: SCORES for families whose token classifier is `score`, CLASSIFIERS for
+# those whose token classifier is `classifier`.
 SCORES: Mapping[Task, tuple[str, ...]] = {"sequence-classification": ("score.",), "token-classification": ("score.",)}
 CLASSIFIERS: Mapping[Task, tuple[str, ...]] = {"sequence-classification": ("score.",)}
 HEAD_NAMES = ("lm_head", "score", "qa_outputs")
@@ -69,7 +70,10 @@ def architectures(name: str) -> tuple[str, ...]:
 
 
 def key_heads(c: ConfigReader, n_head: int, default: int | None, *, may_be_null: bool = True) -> int:
-    """Read num_key_value_heads, a divisor of the number of heads. Null: that number. default: None for it too."""
+    """Read num_key_value_heads, a divisor of the number of heads.
+
+    Null means the number of heads, and so does default=None. may_be_null: whether null is accepted.
+    """
     null = may_be_null and "num_key_value_heads" in c.values and c.raw("num_key_value_heads") is None
     count = n_head if null else c.size("num_key_value_heads", default or n_head)
     if n_head % count:
@@ -106,7 +110,7 @@ def layer_types(c: ConfigReader, default: Sequence[str]) -> tuple[str, ...]:
 
 
 def rotary_tables(ropes: Mapping[str, Rope], positions: int, *, interleaved: bool = False) -> dict[str, WeightSource]:
-    """Return the tables of rotary by the names of their weights. ropes: by the name of the table."""
+    """Return the rotary tables by the names of their weights. ropes: by the name of the table."""
     sources: dict[str, WeightSource] = {}
     for name, rope in ropes.items():
         table = RotaryTable(
@@ -120,12 +124,12 @@ def rotary_tables(ropes: Mapping[str, Rope], positions: int, *, interleaved: boo
 
 
 def head_matrix(cfg: _Config, w: Weights, embeddings: Weights, name: str = "lm_head") -> Weights:
-    """Return the place of the output matrix: `name`, or the token embeddings if they are tied."""
+    """Return the `Weights` of the output matrix: `name`, or the token embeddings if they are tied."""
     return decoder_matrix(w[name], embeddings, cfg.vocab_size, cfg.hidden_size, tied=cfg.tie_word_embeddings)
 
 
 def rotate(x: Tensor, table: Weights, rope: Rope, n_head: int, positions: int) -> Tensor:
-    """Turn the heads of queries or keys by their positions. table: the place of the table of `rotary_tables`."""
+    """Rotate the heads of queries or keys by their positions. table: the `Weights` of a table of `rotary_tables`."""
     return rotary(x, table, n_head=n_head, dimensions=2 * len(rope.frequencies), max_positions=positions)
 
 
@@ -147,10 +151,10 @@ def outputs(
 ) -> dict[str, Tensor]:
     """Return the outputs of a task: "logits" of the wanted rows or of all tokens, or "last_hidden_state".
 
-    h: the hidden states after the last norm. head: the place of the output matrix. bias: as in `linear`.
-    token_head: the name of the classifier of tokens.
+    h: the hidden states after the last norm. head: the `Weights` of the output matrix. bias: as in `linear`.
+    token_head: the name of the token classifier.
 
-    A classifier of texts has one wanted row per sequence. As in transformers, this is the last token that is not
+    A sequence classifier has one wanted row per sequence. As in transformers, this is the last token that is not
     padding.
     """
     if task == "causal-lm":

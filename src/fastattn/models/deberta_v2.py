@@ -51,10 +51,10 @@ LAYOUT = Layout(
 HEADS = "Model ForSequenceClassification ForMaskedLM ForTokenClassification ForQuestionAnswering ForMultipleChoice"
 ARCHITECTURES = tuple(f"DebertaV2{head}" for head in HEADS.split())
 COLUMNS = "encoder.position_columns"
-CONVOLUTION, TAPS = "encoder.conv.conv", "encoder.conv.taps"  # of the checkpoint; as the weights of a linear
+CONVOLUTION, TAPS = "encoder.conv.conv", "encoder.conv.taps"  # in the checkpoint; as a linear
 TYPES = ("c2p", "p2c")  # content to position, position to content
 
-MOST_BUCKETS = 1024  # their limits are powers of large integers
+MOST_BUCKETS = 1024  # the limits of buckets are computed with powers of integers, which get large
 
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.intp]
@@ -199,7 +199,7 @@ def _last_distances(buckets: int, max_positions: int, most: int) -> Ints:
 def columns_of(cfg: DebertaV2Config) -> Columns:
     """Return the columns of attention's scores, by relative position: the key's minus the query's.
 
-    A column is that of one embedding. The embeddings are numbered in the other direction, by the query's position
+    Each column belongs to one embedding. The embeddings are numbered in the other direction, by the query's position
     minus the key's; both parts of a score use the same one.
     """
     distances = np.arange(cfg.max_positions)
@@ -398,7 +398,7 @@ def predictions(cfg: DebertaV2Config, w: Weights, h: Tensor, matrix: Weights) ->
 
 
 def head_matrix(cfg: DebertaV2Config, w: Weights) -> Weights:
-    """Return the place of the masked language model's output matrix; the head that is not legacy always ties it."""
+    """Return the `Weights` of the masked language model's output matrix; a head that is not legacy always ties it."""
     own, e = w["cls.predictions.decoder"], w["embeddings.word_embeddings"]
     if not cfg.legacy:
         if w["lm_predictions.lm_head.dense"].has("weight"):
@@ -410,7 +410,7 @@ def head_matrix(cfg: DebertaV2Config, w: Weights) -> Weights:
 
 
 def check_head(cfg: DebertaV2Config, w: Weights) -> None:
-    """Raise ConfigError if the checkpoint only has the other head for masked tokens."""
+    """Raise ConfigError if `legacy` of config.json does not match the checkpoint's masked-language-model head."""
     ours, other = w["cls.predictions.transform.dense"], w["lm_predictions.lm_head.dense"]
     if not cfg.legacy:
         ours, other = other, ours

@@ -1,4 +1,4 @@
-"""The output matrix of masked language models, which is often the table of token embeddings."""
+"""The output matrix of language models, which is often the table of token embeddings."""
 
 from __future__ import annotations
 

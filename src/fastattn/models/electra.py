@@ -91,7 +91,7 @@ def build(cfg: ElectraConfig, w: Weights, task: Task) -> Program:
     if task == "encoder":
         found = {"last_hidden_state": h}
     elif task == "masked-lm":
-        # This head and the one of sequences have this gelu whatever hidden_act is.
+        # This head and the sequence classifier use this gelu, whatever hidden_act is.
         x = transform(h, generator["dense"], generator["LayerNorm"], width, "gelu_erf", cfg.layer_norm_eps)
         found = {"logits": decode(x, matrix, head, head, cfg.vocab_size)}
     elif task == "pre-training":

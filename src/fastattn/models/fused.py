@@ -46,7 +46,7 @@ class InterleavedQkv:
 
 
 def _stored(names: ModelNames, name: str, shape: tuple[int, ...], own: str) -> WeightSource:
-    """Return a tensor of the checkpoint after checking it, or what a quantized folder has computed from it, `own`.
+    """Return a checked tensor of the checkpoint, or the tensor `own` that a quantized folder has instead.
 
     In such a folder, the computed source is not used (`ModelNames.with_computed`).
     """

@@ -96,7 +96,7 @@ def read_config(raw: Mapping[str, object]) -> GemmaConfig:
 def read_sizes(
     c: ConfigReader, *, hidden_size: int, intermediate_size: int, layers: int, heads: int, kv_heads: int
 ) -> dict[str, Any]:
-    """Read what all Gemmas have. The arguments are the defaults of the family's class in transformers."""
+    """Read the options that all Gemmas share. The arguments are the defaults of transformers' config class."""
     width, n_head = c.size("hidden_size", hidden_size), c.size("num_attention_heads", heads)
     return {
         "hidden_size": width,
@@ -135,7 +135,7 @@ def hidden_tensors(cfg: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def computed(cfg: GemmaConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the tables of rotary, the weights of the norms plus one, and the factors of embeddings and logits."""
+    """Return the rotary tables, the weights of the norms plus one, and the factors of embeddings and logits."""
     found: dict[str, WeightSource] = {}
     for name, width in norms(cfg).items():
         source = plus_one(names, name, width)

@@ -104,7 +104,7 @@ def transformer(cfg: Gpt2Config, w: Weights, t: Tokens, *, types: bool = False) 
 def build(cfg: Gpt2Config, w: Weights, task: Task, *, types: bool = False) -> Program:
     """Build the Program of a task: "logits" of the wanted rows or of all tokens, or "last_hidden_state".
 
-    A classifier of texts has one wanted row per sequence. As in transformers, this is the last token that is not
+    A sequence classifier has one wanted row per sequence. As in transformers, this is the last token that is not
     padding.
     types: whether to add token types.
     """

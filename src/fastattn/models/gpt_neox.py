@@ -1,4 +1,4 @@
-"""GPT-NeoX (Black et al. 2022), also Pythia: rotary positions in a part of each head, attention beside the MLP."""
+"""GPT-NeoX (Black et al. 2022), also Pythia: rotary positions in a part of each head, attention and MLP in parallel."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _fused(cfg: GptNeoXConfig) -> Iterator[InterleavedQkv]:
 
 
 def computed(cfg: GptNeoXConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary, and the linears of q, k and v of every layer."""
+    """Return the rotary table, and the linears of q, k and v of every layer."""
     found = {source.name: source for fused in _fused(cfg) for source in fused.sources(names)}
     return {**found, **rotary_tables({"rotary": cfg.rope}, cfg.max_positions)}
 

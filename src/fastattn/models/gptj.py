@@ -1,4 +1,4 @@
-"""GPT-J (Wang and Komatsuzaki 2021): interleaved rotary positions, attention beside the MLP with one norm for both."""
+"""GPT-J (Wang and Komatsuzaki 2021): interleaved rotary positions, attention and MLP in parallel after one norm."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def read_config(raw: Mapping[str, object]) -> GptJConfig:
 
 
 def computed(cfg: GptJConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary."""
+    """Return the rotary table."""
     return rotary_tables({"rotary": cfg.rope}, cfg.max_positions, interleaved=True)
 
 

@@ -1,7 +1,7 @@
 """GTE (Zhang et al. 2024): BERT with rotary positions and gated feed-forward layers.
 
-Its checkpoints have the model type "new", with options of the code that comes with them, which is not used, or "gte",
-with those of transformers. Their tensors have the same names.
+Checkpoints with the model type "new" have the options of the code that comes with them, which is not used. Those with
+"gte" have transformers' options. The tensors of both have the same names.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _whole_heads(c: ConfigReader, rope: Rope, head_dim: int) -> Rope:
 
 
 def computed(cfg: GteConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary, if there is one."""
+    """Return the rotary table, if there is one."""
     if cfg.rope is None:
         return {}
     name, rope = f"{TABLE}.weight", cfg.rope

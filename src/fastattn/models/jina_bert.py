@@ -1,7 +1,8 @@
 """JinaBERT v2 (Günther et al. 2023): BERT with ALiBi in place of position embeddings and gated feed-forward layers.
 
-Its checkpoints have the model type "bert", and come with code of their own, which is not used. The variant of the code
-model normalizes queries and keys, and has one more norm per layer. The tensors say which variant a checkpoint is.
+Its checkpoints have the model type "bert", and come with code of their own, which is not used. The variant of
+jina-embeddings-v2-base-code normalizes queries and keys, and has one more norm per layer. The tensors say which variant
+a checkpoint is.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ HARMLESS = "attention_dropout is_llama_config pretraining_tp"
 @unchangeable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaSizes(DecoderConfig):
-    """The options of Llama, Gemma and Phi-3, named as in config.json."""
+    """The options that Llama, Gemma and Phi-3 share, named as in config.json."""
 
     hidden_size: int
     intermediate_size: int
@@ -112,9 +112,9 @@ def read_sizes(
     null_head_dim: bool = True,
     null_kv_heads: bool = True,
 ) -> dict[str, Any]:
-    """Read what all families of this form have. The arguments are the defaults of the family's class in transformers.
+    """Read the options that all these families share. The arguments are the defaults of transformers' config class.
 
-    kv_heads, head_dim: None for `heads`, and for hidden_size / heads. null_head_dim, null_kv_heads: whether head_dim
+    kv_heads, head_dim: None means `heads`, and hidden_size / heads. null_head_dim, null_kv_heads: whether head_dim
     and num_key_value_heads may be null.
     """
     width, n_head = c.size("hidden_size", hidden_size), c.size("num_attention_heads", heads)
@@ -149,7 +149,7 @@ def windows_of(c: ConfigReader, types: tuple[str, ...], window: int | None) -> t
 
 
 def computed(cfg: LlamaConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary."""
+    """Return the rotary table."""
     return rotary_tables({"rotary": cfg.rope}, cfg.max_positions) if any(cfg.rotates) else {}
 
 

@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023): a Llama whose keys and values are shared, with a sliding window in its first version."""
+"""Mistral (Jiang et al. 2023): a Llama with grouped-query attention, and with a sliding window in its first version."""
 
 from __future__ import annotations
 

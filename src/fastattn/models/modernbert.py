@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024): norms before the layers, rotary positions, local attention in most layers, GeGLU."""
+"""ModernBERT (Warner et al. 2024): pre-norm layers, rotary positions, local attention in most layers, GeGLU."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _ropes(c: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:
 
 
 def computed(cfg: ModernBertConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the tables of rotary, and zeros for the biases of norms if they have none."""
+    """Return the rotary tables, and zeros for the biases of norms if they have none."""
     sources: dict[str, WeightSource] = {}
     for kind in set(cfg.layer_types):
         rope, name = cfg.ropes[kind], f"rotary.{kind}.weight"
@@ -197,7 +197,7 @@ def head(cfg: ModernBertConfig, w: Weights, x: Tensor) -> Tensor:
 
 
 def head_matrix(cfg: ModernBertConfig, w: Weights, task: Task) -> Weights:
-    """Return the place of the masked language model's output matrix. Raises ConfigError for the head of a classifier.
+    """Return the `Weights` of the masked language model's output matrix. Raises ConfigError for a classifier's head.
 
     Without a bias in the decoder, a masked language model has no tensor of its own that a classifier lacks.
     """

@@ -135,7 +135,7 @@ def _outer_prefix(tensors: Mapping[str, WeightSource], layout: Layout) -> str:
 def check_tensors(program: Program, names: ModelNames, task: Task) -> dict[str, WeightSource]:
     """Check the shape and dtype of every weight part of a Program; return the tensors by part.
 
-    Allocates no weights. Raises ConfigError, ModelFormatError for a dtype that is not one for weights.
+    Allocates no weights. Raises ConfigError, ModelFormatError for a dtype that weights cannot have.
     """
     tensors: dict[str, WeightSource] = {}
     for weight in program.weights.values():

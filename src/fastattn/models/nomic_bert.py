@@ -187,7 +187,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 def computed(cfg: NomicBertConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary."""
+    """Return the rotary table."""
     name, rope = f"{TABLE}.weight", cfg.rope
     table = RotaryTable(frequencies=rope.frequencies, positions=cfg.max_positions, factor=rope.attention_factor)
     return {name: ComputedSource(name, table.shape, table.rows)}

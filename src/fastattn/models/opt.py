@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022): learned positions; norms before the layers, or after them in the model of 350M weights."""
+"""OPT (Zhang et al. 2022): learned positions; pre-norm layers, or post-norm layers in OPT-350M."""
 
 from __future__ import annotations
 

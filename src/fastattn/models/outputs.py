@@ -62,7 +62,7 @@ class ModelOutput(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names())
 
-    if not TYPE_CHECKING:  # with it, a type checker would accept every name
+    if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name
 
         def __getattr__(self, name: str) -> Any:
             known = [field.name for field in fields(type(self))]
@@ -135,7 +135,7 @@ class MaskedLMOutput(ModelOutput, Generic[_PerToken]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenClassifierOutput(ModelOutput, Generic[_PerToken]):
-    """The outputs of a classifier of tokens.
+    """The outputs of a token classifier.
 
     logits [batch, seq_len, num_labels]. hidden_states, attentions: as in CausalLMOutput.
     """
@@ -231,14 +231,15 @@ class GenerateOutput(ModelOutput):
     """The result of `generate(..., return_dict_in_generate=True)`, with one item per text.
 
     sequences: prompt and new tokens, int32. finish_reasons: "eos", "stop_string", "stopping_criteria", "length" or
-    "time". logprobs: of the new tokens under the unprocessed logits, float32. seeds: each repeats its request on its
-    own. texts: the new text, exactly up to the stop string. scores, logits: one [vocab_size] per new token, after all
-    processors and filters, and before them. top_logprobs: (ids int32 [n], log-probabilities float32 [n]) per new token,
-    the most likely first. sequences_scores: of beams, the sum of their log-probabilities divided by the length penalty;
-    None for a text without beams. beam_indices: of beams, int32 [n_new]: the number, within the prompt, of the beam
-    that each token continued. stats: n_prompt_tokens and n_new_tokens of all texts, seconds, tokens_per_second; with
-    speculation also n_proposed_tokens, n_accepted_tokens and n_steps, the steps that drew tokens, counted for each
-    text. What the options did not ask for is None. If prompts have their own options, the items of others are empty.
+    "time". logprobs: of the new tokens under the unprocessed logits, float32. seeds: a request that
+    runs alone with its seed gives the same text. texts: the new text, exactly up to the stop string. scores, logits:
+    one [vocab_size] per new token, after all processors and filters, and before them. top_logprobs: (ids int32 [n],
+    log-probabilities float32 [n]) per new token, the most likely first. sequences_scores: of beams, the sum of their
+    log-probabilities divided by the length penalty; None for a text without beams. beam_indices: of beams, int32
+    [n_new]: the number, within the prompt, of the beam that each token continued. stats: n_prompt_tokens and
+    n_new_tokens of all texts, seconds, tokens_per_second; with speculation also n_proposed_tokens, n_accepted_tokens
+    and n_steps, the steps that drew tokens, counted for each text. Fields that were not requested are None. If prompts
+    have their own options, a field that only some of them request has empty items for the others.
     """
 
     sequences: list[NDArray[np.int32]]

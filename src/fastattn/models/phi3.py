@@ -78,7 +78,7 @@ def _rope(c: ConfigReader, head_dim: int, positions: int) -> Rope:
 
 
 def computed(cfg: Phi3Config, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary."""
+    """Return the rotary table."""
     return rotary_tables({"rotary": cfg.rope}, cfg.max_positions)
 
 

@@ -105,14 +105,14 @@ def _size_of(tensors: Callable[[Any], Mapping[str, tuple[int, ...]]]) -> Callabl
 
 
 def _llama(names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig]) -> Family:
-    """Return a family of the form of Llama."""
+    """Return a family that uses the code of Llama."""
     return Family(names, llama.LAYOUT, DECODER_TASKS, read_config, llama.build, computed=llama.computed, heads=SCORES)
 
 
 def _gemma(
     names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig], tasks: tuple[Task, ...]
 ) -> Family:
-    """Return a family of the form of Gemma."""
+    """Return a family that uses the code of Gemma."""
     return Family(
         names,
         gemma.LAYOUT,
@@ -429,7 +429,7 @@ def _other_head(config: CommonConfig, task: Task) -> str:
 
 
 def _check_head(family: Family, names: ModelNames, config: CommonConfig, task: Task) -> None:
-    """Raise ConfigError if the checkpoint has no tensor of the task's head, or a classifier of one class."""
+    """Raise ConfigError if the checkpoint lacks the task's head, or has a single-label classifier of one class."""
     heads = family.head_names(task)
     if heads and not any(name.startswith(heads) for name in names.found):
         missing = " or ".join(f"{head}weight" if head.count(".") == 1 else f"{head}*" for head in heads)
@@ -444,7 +444,7 @@ def _check_head(family: Family, names: ModelNames, config: CommonConfig, task: T
     ):
         raise ConfigError(
             'config.json: problem_type: expected "regression" or "multi_label_classification" for one class, got '
-            '"single_label_classification"; load it with problem_type='
+            '"single_label_classification"; load it with problem_type="regression", for example'
         )
 
 

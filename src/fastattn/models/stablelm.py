@@ -79,7 +79,7 @@ def read_config(raw: Mapping[str, object]) -> StableLmConfig:
 
 
 def computed(cfg: StableLmConfig, names: ModelNames) -> Mapping[str, WeightSource]:
-    """Return the table of rotary."""
+    """Return the rotary table."""
     return rotary_tables({"rotary": cfg.rope}, cfg.max_positions)
 
 

@@ -37,7 +37,7 @@ class TaskEntry:
     architecture: str = ""
 
 
-# Models with a head come before the same model without one.
+# Tasks with a head come before "encoder", the model without a head.
 TASKS: Mapping[Task, TaskEntry] = {
     "causal-lm": TaskEntry(auto_class="AutoModelForCausalLM", pipeline="text-generation", output="logits"),
     "sequence-classification": TaskEntry(

@@ -17,8 +17,8 @@ from fastattn.graph.step_cost import op_cost, op_format
 _RATES: Mapping[str, str] = {"float32": "fma_gflops", "bfloat16": "bf16_gflops", "int8": "int8_gops"}
 # The format whose rate limits products with weights of a format.
 PRODUCTS: Mapping[str, str] = {name: found.product for name, found in FORMATS.items() if found.product is not None}
-# Limits that differ by at most this fraction count as equal. In a steady turn, threads wait for a core for at most this
-# fraction of the time.
+# Limits that differ by at most this fraction count as equal. In a steady turn of `fastattn bench`, threads wait for a
+# core for at most this fraction of the time.
 STEADY = 0.1
 UNSTEADY = "~ The machine was busy, or its limits changed during the measurement."
 _SMALL_READ_BYTES = 1 << 20  # if the read rate is not needed

@@ -110,7 +110,7 @@ class App:
         return handler
 
     def _check_host(self, exchange: Exchange) -> None:
-        """Refuse other host names on a loopback address without keys: pages of browsers could be behind them."""
+        """Refuse other host names on a loopback address without keys, because of DNS rebinding by web pages."""
         if self._keys or not self.options.is_local or self.options.uds is not None:
             return
         name = exchange.headers.get("host", "localhost").rpartition("@")[2]
@@ -127,7 +127,7 @@ class App:
         kind, _, token = exchange.headers.get("authorization", "").partition(" ")
         given, fits = token.strip().encode("utf-8", "replace"), False
         for key in self._keys:
-            fits = hmac.compare_digest(given, key) or fits  # all keys, so that the time says nothing
+            fits = hmac.compare_digest(given, key) or fits  # compare all keys, so that the time reveals nothing
         if kind.lower() != "bearer" or not fits:
             raise Problem(
                 401, "authorization: expected a valid API key", None, "invalid_api_key", {"www-authenticate": "Bearer"}

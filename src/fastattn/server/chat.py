@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastattn.server.app import App
 
 _MAX_MESSAGES = 4096
-_NO_TOOLS = "calls of tools in the answers of a model are not recognized"
+_NO_TOOLS = "tool calls in a model's answers are not recognized"
 _NEUTRAL: Mapping[str, Neutral] = {
     **NEUTRAL,
     "tools": Neutral((), _NO_TOOLS),

@@ -58,12 +58,12 @@ async def run_stoppable(app: App, work: Callable[[Stop], _Result]) -> _Result:
         stop.set()
         await asyncio.wait({running})
         if not running.cancelled():
-            running.exception()  # it is known: Stopped, or an error that nobody waits for
+            running.exception()  # read the error, or asyncio would log it as never retrieved
         raise
 
 
 def parts(lengths: Sequence[int], stop: Stop) -> Iterator[list[int]]:
-    """Yield the numbers of texts in parts of similar length; stop between them."""
+    """Yield the indices of the texts in parts of similar length; stop between them."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for begin in range(0, len(order), PART):
         stop.check()

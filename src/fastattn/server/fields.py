@@ -95,7 +95,7 @@ class Fields:
         return value
 
     def texts(self, name: str, high: int) -> list[str] | None:
-        """Read a list of texts, or one text as such a list."""
+        """Read a list of texts, or one text as a list of one."""
         value = self.raw(name)
         if value is None or isinstance(value, str):
             found = self.text(name)

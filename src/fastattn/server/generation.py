@@ -21,7 +21,7 @@ from fastattn.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a text, with the tokens that belong to it. index: of the text. ends: no more follows of this text."""
+    """A part of a text, with the tokens that belong to it. index: of the text. ends: whether it is the last one."""
 
     index: int
     text: str

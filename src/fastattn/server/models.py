@@ -123,7 +123,7 @@ class Models:
 
 
 def load_models(specs: Sequence[ModelSpec], defaults: Mapping[str, Any]) -> Models:
-    """Load models, or the demo models if there are none. defaults: loading options of those that have no own.
+    """Load models, or the demo models if there are none. defaults: loading options for those without their own.
 
     Raises what `from_pretrained` raises.
     """
@@ -198,7 +198,7 @@ def _read_template(path: Path) -> str:
 
 
 def kind_of(path: str) -> Kind:
-    """Return what a folder's model is used for. Raises ConfigError if it is none of that."""
+    """Return what a folder's model is used for. Raises ConfigError if it has none of these uses."""
     folder = find_folder(path, HubOptions())
     if (folder / "modules.json").is_file():
         settings = folder / "config_sentence_transformers.json"
@@ -213,7 +213,8 @@ def kind_of(path: str) -> Kind:
     if task is None or task not in _KIND_OF_TASK:
         raise ConfigError(
             f"{folder}: expected a language model, an encoder or a classifier, got "
-            f"{traced.problem if task is None else 'a model for ' + task}; a flag such as --embed-model says its use"
+            f"{traced.problem if task is None else 'a model for ' + task}; choose its use with a flag such as "
+            "--embed-model"
         )
     if task == "sequence-classification" and len(traced.models[task].config.labels) == 1:
         return "rerank"

@@ -73,10 +73,10 @@ class ServeOptions:
 
     models: tuple[ModelSpec, ...] = option((), _models, no_flag=_IN_TOML)
     host: str = option(
-        "127.0.0.1", Text(1, 255), flag=Flag(metavar="HOST", help="address to listen at (default: 127.0.0.1)")
+        "127.0.0.1", Text(1, 255), flag=Flag(metavar="HOST", help="address to listen on (default: 127.0.0.1)")
     )
     port: int = option(
-        8000, Count(0, 65535), flag=Flag(metavar="PORT", help="port to listen at; 0 chooses one (default: 8000)")
+        8000, Count(0, 65535), flag=Flag(metavar="PORT", help="port to listen on; 0 chooses one (default: 8000)")
     )
     uds: str | None = option(
         None,
@@ -84,7 +84,7 @@ class ServeOptions:
         flag=Flag(
             values=Text(1, 100),
             metavar="FILE",
-            help="listen at a Unix socket that only this user may use, instead of host and port",
+            help="listen on a Unix socket that only this user may use, instead of host and port",
         ),
     )
     api_key_file: str | None = option(
@@ -156,7 +156,7 @@ class ServeOptions:
         30.0, Number(0.0, _DAY), flag=Flag(metavar="S", help="seconds that requests have after SIGTERM (default: 30)")
     )
     log_level: str = option(
-        "info", Choice("debug", "info", "warning", "error"), flag=Flag(help="of the JSON lines (default: info)")
+        "info", Choice("debug", "info", "warning", "error"), flag=Flag(help="level of the JSON log (default: info)")
     )
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ class ClientGone(Exception):
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return what the client is told about an error of the library. Of others, it is not told more than their kind."""
+    """Return what the client is told about an error of the library. For other errors, it is told only the kind."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ContextLengthError):

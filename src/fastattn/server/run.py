@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
 
 
 def serve(options: ServeOptions, load: Mapping[str, Any], environ: Mapping[str, str], *, version: str) -> int:
-    """Load the models and serve them; return the exit code. load: loading options of models without own ones.
+    """Load the models and serve them; return the exit code. load: loading options for models without their own.
 
     Raises ConfigError, InputError, OSError, and what `from_pretrained` raises.
     """
@@ -129,7 +129,7 @@ def bind(options: ServeOptions) -> socket.socket:
         return listener
     except OSError as error:
         where = options.uds or f"{options.host}:{options.port}"
-        raise ConfigError(f"cannot listen at {where}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
 
 
 def _bind_unix(path: str) -> socket.socket:

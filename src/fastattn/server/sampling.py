@@ -87,7 +87,7 @@ def _read_bias(fields: Fields) -> Mapping[str, Any] | None:
         raise fields.refuse("logit_bias", "expected an object of token ids and numbers")
     for key, bias in value.items():
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
-            raise fields.refuse("logit_bias", f"expected numbers from -100 to 100, got one that is not for {key!r:.40}")
+            raise fields.refuse("logit_bias", f"expected numbers from -100 to 100, got another value for {key!r:.40}")
     return value
 
 

@@ -52,7 +52,10 @@ def _classify(
 
 
 def _read_items(fields: Fields, high: int) -> tuple[list[_Item], bool]:
-    """Read a text, a pair [a, b], or a list of [a] and [a, b]. Returns also whether it is one. Raises Problem."""
+    """Read a text, a pair [a, b], or a list of [a] and [a, b]; also return whether it is a single one.
+
+    Raises Problem.
+    """
     value = fields.raw("inputs")
     if isinstance(value, str):
         value, single = [[value]], True

@@ -47,8 +47,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # n
     - "sentence": the vector that `SentenceTransformer.encode` returns. `save_pretrained` cannot write it.
 
     C, class_weight, max_iter, tol: passed to `sklearn.linear_model.LogisticRegression`. Except with "sentence", the
-    vectors are scaled so that their mean square length is 1 on the training texts. dtype, threads: passed to
-    `SentenceTransformer`.
+    vectors are scaled so that their mean square length is 1 on the training texts. batch_size: texts per step; it
+    changes no result. dtype, threads: passed to `SentenceTransformer`.
 
     Attributes: `classes_`; `coef_` [n_classes, width] and `intercept_` [n_classes] ([1, width] and [1] for two
     classes), float32, for the vectors before this scaling; `n_iter_`; `pooling_`, the pooling used; `model_`, the
@@ -79,7 +79,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # n
         self.threads = threads
 
     def fit(self, X: object, y: Any, sample_weight: Any = None) -> Self:
-        """Fit the logistic regression on n texts and their classes [n].
+        """Fit the logistic regression on n texts, their classes y [n] and, if given, their weights sample_weight [n].
 
         X: a list, a column of pandas or polars, a NumPy or an Arrow array of str; a tuple of two str is a pair. Raises
         DTypeError for a missing text, InputError, ConfigError, ValueError.

@@ -43,10 +43,10 @@ def prepare_ahead(parts: Iterator[Given], prepare: Prepare[Given, Made], *, ahea
     """Yield `prepare(part, cancel)` of each part, in order.
 
     While the caller handles a result, a thread prepares the next one; `prepare` should read its items through
-    `cancel.guard`. An error of `parts` or of `prepare` follows the results before it. Closing the iterator, or an
-    interrupt, ends the thread first. Without a second part, no thread starts. If the tokenizers library uses threads of
-    its own, `prepare` holds the GIL, so that a thread would only delay the caller: then there is none. ahead: False
-    reads a part only after the caller has handled the result before it.
+    `cancel.guard`. An error of `parts` or of `prepare` is raised after the results before it. Closing the iterator, or
+    an interrupt, ends the thread first. Without a second part, no thread starts. Nor does one start if the tokenizers
+    library uses threads of its own: then `prepare` holds the GIL, and a thread would only delay the caller. ahead:
+    False reads a part only after the caller has handled the result before it.
     """
     if not ahead or uses_threads():
         for part in parts:

@@ -141,7 +141,9 @@ def check_folder(
 ) -> FolderReport:
     """Check a model folder, GGUF file or hub id: headers, settings, tokenizer, digests, and that weights are finite.
 
-    Reads every weight once and needs memory for one tensor at a time. Nothing is executed. Problems are in the report.
+    Reads every float weight once and needs memory for one tensor at a time; the numbers of a folder of `fastattn
+    quantize` are not checked. Nothing is executed. Problems are in the report. revision, cache_dir, local_files_only,
+    token: for hub ids.
     Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
     arguments.
     """
@@ -202,7 +204,7 @@ class _Check:
             self._sentence_or_plain()
 
     def _kind(self) -> object:
-        """Return the kind of model that the settings name, if it is not a transformer or a SentenceTransformer."""
+        """Return model_type of config_sentence_transformers.json, or "model2vec"; None for a plain transformer."""
         with self._problems():
             if not (self.directory / MODULES_NAME).exists():
                 kind = read_settings(self.directory / "config.json").values.get("model_type")

@@ -51,7 +51,7 @@ class TextWork(ABC):
     """What to compute for each text of a column. It is small, hashable, and a pickle of it has no weights.
 
     model: a folder or a hub id; None is an embedded demo model. dtype, threads: as in `from_pretrained`; an engine's
-    adapter replaces threads=None by the CPUs that the engine gives to a worker.
+    adapter replaces threads=None with the number of CPUs that the engine gives to a worker.
     """
 
     model: str | None = None
@@ -74,7 +74,7 @@ class TextWork(ABC):
     def __call__(self, texts: Iterable[object]) -> Columns:
         """Compute a column. The model is loaded at the first call of a process and then shared.
 
-        Raises what loading raises, and errors that are about no single text, such as OutOfMemory.
+        Raises what loading raises, and errors that are not about a single text, such as OutOfMemory.
         """
         items = list(texts)
         rows = _rows(open_work(self), items)
@@ -233,7 +233,7 @@ class GenerateTexts(TextWork):
 
 
 def open_work(work: TextWork) -> Run:
-    """Return the function of a work, with a model that is loaded once per process."""
+    """Return the function that computes a TextWork, with a model that is loaded once per process."""
     with _loading:
         return _load(work)
 
@@ -244,7 +244,7 @@ def _load(work: TextWork) -> Run:
 
 
 def _rows(run: Run, items: Sequence[object]) -> list[Row]:
-    """Compute each text; failed ones get the message of their error. Raises errors that are about no single text."""
+    """Compute each text; failed ones get the message of their error. Raises errors that are not about a single text."""
     rows: list[Row] = [""] * len(items)
     texts: dict[int, str] = {}
     for i, item in enumerate(items):
@@ -262,7 +262,7 @@ def _rows(run: Run, items: Sequence[object]) -> list[Row]:
             if error.index is None or error.item is None:
                 raise
             rows[part[error.index]] = _message(error)
-            # Texts before it are usually without errors, so two parts compute most texts only once.
+            # The texts before it usually have no errors, so the next try computes their part.
             waiting += [part[error.index + 1 :], part[: error.index]]
             continue
         for i, row in zip(part, found, strict=True):

@@ -45,8 +45,8 @@ def completion_logprobs(
 ) -> Json:
     """Return `logprobs` of a completion: of tokens and of the likeliest alternatives.
 
-    values: log-probabilities, None for a first token. tops: (ids, log-probabilities) of each, or None. offset: place of
-    the first token in the text.
+    values: log-probabilities, None for a first token. tops: (ids, log-probabilities) of each, or None. offset: position
+    of the first token in the text.
     """
     tokens, offsets, listed = [], list[int](), list[Any]()
     for token_id, top in zip(ids, tops, strict=True):
@@ -96,7 +96,7 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 def _named(tokenizer: Tokenizer, ids: Any, logprobs: Any) -> dict[str, float]:
-    """Return the log-probabilities by text; of two tokens with one text the likelier."""
+    """Return the log-probabilities by text; if two tokens have the same text, that of the likelier one."""
     named: dict[str, float] = {}
     for token_id, logprob in zip(np.asarray(ids).tolist(), np.asarray(logprobs).tolist(), strict=True):
         named.setdefault(token_text(tokenizer, token_id), logprob)

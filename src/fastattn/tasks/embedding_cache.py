@@ -65,8 +65,8 @@ class EmbeddingCache:
     def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
         """Open or create the SQLite file. max_bytes: delete the least recently used vectors to stay below this size.
 
-        SQLite needs up to a few megabytes more in files beside it, whose names end with -wal and -shm. Raises
-        CacheError for a damaged file and for a file of another program; DTypeError, InputError.
+        It is at least 262,144. SQLite needs up to a few megabytes more in files beside it, whose names end with -wal
+        and -shm. Raises CacheError for a damaged file and for a file of another program; DTypeError, InputError.
         """
         limit = None if max_bytes is None else check_count("max_bytes", max_bytes, low=_MIN_BYTES, high=2**62)
         self._store = Store(check_path("path", path), limit)

@@ -51,8 +51,8 @@ class Filling(TypedDict):
 class FillMaskArgs(EncodeArgs, BatchArgs, total=False):
     """Arguments of a call of `FillMaskPipeline`.
 
-    top_k: how many tokens to return for each mask (5). targets: the only words to consider; of a word of several
-    tokens, the first token is used, with a warning. tokenizer_kwargs: a mapping with the keys of `EncodeArgs`.
+    top_k: how many tokens to return for each mask (5). targets: the only words to consider; if a word has several
+    tokens, the first one is used, with a warning. tokenizer_kwargs: a mapping with the keys of `EncodeArgs`.
     """
 
     top_k: int | None
@@ -197,7 +197,7 @@ class _Job(Job[str, _Masks, Any]):
         return _Masks(part.ids, np.flatnonzero(part.ids == self._mask_id).tolist(), best)
 
     def finish(self, item: str, reduced: list[_Masks]) -> list[Filling] | list[list[Filling]]:
-        """Return the best tokens of each mask of a text; of the only mask, without the list of masks."""
+        """Return the best tokens of each mask of a text: a list per mask, or one list if there is only one mask."""
         found = reduced[0]
         filled = [
             [self._filling(found, place, token, score) for token, score in best]

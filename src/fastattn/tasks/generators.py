@@ -149,13 +149,13 @@ class TextEmbedding(_Generator[SentenceTransformer]):
     def query_embed(
         self, query: str | Iterable[str], batch_size: int = 256, parallel: int | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield the vectors of questions, with the prompt of `SentenceTransformer.encode_query`. As `embed`."""
+        """Yield the vectors of questions, with the prompt of `SentenceTransformer.encode_query`. See `embed`."""
         return self._vectors("query", query, batch_size, parallel, "query")
 
     def passage_embed(
         self, texts: str | Iterable[str], batch_size: int = 256, parallel: int | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield the vectors of documents, with the prompt of `SentenceTransformer.encode_document`. As `embed`."""
+        """Yield the vectors of documents, with the prompt of `SentenceTransformer.encode_document`. See `embed`."""
         return self._vectors("texts", texts, batch_size, parallel, "document")
 
     def token_count(self, texts: str | Iterable[str], batch_size: int = 1024) -> int:
@@ -205,7 +205,7 @@ class TextCrossEncoder(_Generator[CrossEncoder]):
     def rerank_pairs(
         self, pairs: Iterable[tuple[str, str]], batch_size: int = 64, parallel: int | None = None
     ) -> Iterator[float]:
-        """Yield the score of each pair of a query and a document, in order. As `rerank`. parallel changes nothing."""
+        """Yield the score of each pair of a query and a document, in order. See `rerank`. parallel changes nothing."""
         items = iterate_items(pairs, "pairs")
         read = (read_pair(f"pairs[{i}]", item) for i, item in enumerate(items))
         return self._run("pairs", read, _check_call(batch_size, parallel))
@@ -237,7 +237,7 @@ def _count(model: SentenceTransformer | CrossEncoder, items: Iterator[Any], size
 def _windows(items: Iterator[_Item], size: int) -> Iterator[tuple[int, list[_Item]]]:
     """Yield the items in lists of at most `size`, each with the place of its first item.
 
-    An error of the iterator follows the items before it.
+    An error of the iterator is raised after the items before it.
     """
     start = 0
     while True:
@@ -257,7 +257,7 @@ def _windows(items: Iterator[_Item], size: int) -> Iterator[tuple[int, list[_Ite
 
 
 def _parts(items: Iterator[_Item], size: int) -> Iterator[tuple[int, list[_Item]]]:
-    """Yield windows of which two are in memory together, with at most `size` items; one item if `size` is 1."""
+    """Yield windows so small that two of them have at most `size` items; windows of one item if `size` is 1."""
     return _windows(items, max(1, size // 2))
 
 

@@ -59,8 +59,8 @@ class KeyedVectors(WordQueries):
         """Read a file of word2vec, text or binary, a `.vec` file of fastText, or with `no_header` one of GloVe.
 
         The file may be compressed with gzip. limit: read only the first words. In a text file, a word may contain
-        spaces if the part after its last space is not a number. Of a word that occurs twice, the first vector is used,
-        with a warning. Raises ModelFormatError with the line or byte, ModelNotFoundError, InputError, DTypeError,
+        spaces if the part after its last space is not a number. If a word occurs twice, its first vector is used, with
+        a warning. Raises ModelFormatError with the line or byte, ModelNotFoundError, InputError, DTypeError,
         OSError.
         """
         if fvocab is not None:
@@ -88,7 +88,7 @@ class KeyedVectors(WordQueries):
             raise InputError("fvocab: expected None, because there are no counts of words")
         for word in self.index_to_key:
             if any(mark in word for mark in " \n"):
-                raise InputError(f"key {quote(word)}: expected no space and no line end, which separate words")
+                raise InputError(f"key {quote(word)}: expected no space and no newline, which separate words")
         table = WordTable(self.index_to_key, self.vectors)
         binary, header = check_flag("binary", binary), check_flag("write_header", write_header)
         write(check_path("fname", fname), table, binary=binary, header=header)

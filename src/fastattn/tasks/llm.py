@@ -48,9 +48,9 @@ class SamplingArgs(TypedDict, total=False):
 
     temperature: 0 is greedy. stop: texts before which the answer ends. repeat_penalty: applies to the whole text.
     logits_processor: functions (input_ids int64 [n_tokens], scores float32 [vocab_size]) -> scores. stopping_criteria:
-    functions (input_ids int64 [n_tokens], None) -> bool. n: number of choices; best_of: how many they are chosen from.
-    response_format: {"type": "json_object"}, with "schema" if the answer must match one, or OpenAI's {"type":
-    "json_schema", "json_schema": {"schema": ...}}. grammar: text of a GBNF or Lark grammar.
+    functions (input_ids int64 [n_tokens], None) -> bool. n: number of choices; best_of: number of texts that they are
+    chosen from. response_format: {"type": "json_object"}, with "schema" if the answer must match one, or OpenAI's
+    {"type": "json_schema", "json_schema": {"schema": ...}}. grammar: text of a GBNF or Lark grammar.
     """
 
     temperature: float | None
@@ -79,7 +79,7 @@ class Llm:
 
     model (or model_path): a folder, a GGUF file, a hub id, or a loaded model. Keywords are those of
     `AutoModelForCausalLM.from_pretrained`; n_threads is another name for threads. chat_template: a Jinja template that
-    replaces the checkpoint's. Several threads may call one `Llm`.
+    replaces the checkpoint's. Several threads may call one `Llm`. Raises what `from_pretrained` raises.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class Llm:
     ) -> Iterator[Json]:
         """Yield the chunks of a completion. n_top: None lists no log-probabilities.
 
-        A chunk lists the tokens that belong to its text; those of which a stop string may begin come later.
+        A chunk lists the tokens that belong to its text; tokens that may begin a stop string come later.
         """
         pieces = self._pieces(tokenizer, _PROMPT, ids, options, logprobs=n_top is not None)
         first = self._head("text_completion")

@@ -87,7 +87,7 @@ def in_our_names(*, schema: bool = False) -> Iterator[None]:
 def read_sampling(
     options: Mapping[str, Any], *, chat: bool, max_tokens: Any, room: int, n_top: int | None
 ) -> GenerationOptions:
-    """Return the options of a call. room: the most new tokens after its prompt. Raises DTypeError, InputError."""
+    """Return the options of a call. room: the maximum number of new tokens. Raises DTypeError, InputError."""
     others = {name: value for name, value in options.items() if name not in _KNOWN}
     names = (*_KNOWN, *(_OF_CHAT if chat else _OF_COMPLETION))
     check_keywords(others, (*names, *_REFUSED), "Llm")
@@ -122,13 +122,13 @@ def _check_texts(n: int, best_of: Any, *, greedy: bool) -> None:
     if greedy and most > 1:
         name, what = ("n", n) if n > 1 else ("best_of", most)
         raise InputError(
-            f"{name}: expected 1 with temperature=0, got {what}; greedy search writes the same text each time, a "
-            "higher temperature different ones"
+            f"{name}: expected 1 with temperature=0, got {what}; greedy search writes the same text each "
+            "time; raise the temperature"
         )
 
 
 def _of_row(function: Any, name: str) -> Processor:
-    """Return a function of transformers' shapes from one of llama-cpp-python's, without a batch axis."""
+    """Wrap a function of llama-cpp-python, which has no batch axis, as one with transformers' shapes."""
     if not callable(function):
         raise DTypeError(f"{name}: expected functions, got {type(function).__name__}")
 

@@ -101,10 +101,10 @@ class MultiVectorEncoder(TextEncoder):
         similarity_fn_name: MultiSimilarity | None = None,
         **options: Unpack[EncoderLoadArgs],
     ) -> None:
-        """Load a folder or a hub id. similarity_fn_name: "maxsim" by default.
+        """Load a folder or a hub id; a name without an owner gets the owner "multi-vector-encoder".
 
-        The others: as in `SentenceTransformer`. Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError,
-        InputError, DTypeError.
+        similarity_fn_name: "maxsim" by default. The others: as in `SentenceTransformer`. Raises ConfigError,
+        ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
         self._similarity = self._check_similarity(similarity_fn_name)
         path, stack, prompts = read_load_args(MultiVectorEncoder, model_name_or_path, options, ORGANIZATION)

@@ -75,6 +75,6 @@ def _scale(exact: NumpyExecutor, op: Op, inputs: list[np.ndarray], expected: obj
     """Return the largest magnitude that an op works on."""
     arrays = [*inputs, *(expected if isinstance(expected, list) else [np.asarray(expected)])]
     scale = max((float(np.abs(value).max(initial=0.0)) for value in arrays), default=0.0)
-    if op.kind == "linear":  # the sums that cancel in a product are as large as the product of its absolute values
+    if op.kind == "linear":  # before terms cancel, a sum can be as large as the product of the absolute values
         scale = max(scale, float((np.abs(inputs[0]) @ np.abs(exact.values(op.weights[0])).T).max(initial=0.0)))
     return scale

@@ -1,4 +1,4 @@
-"""Results of parts of a column in files: NumPy arrays, Arrow tables, and one file per part that is written at once."""
+"""Results of parts of a column in files: NumPy arrays, Arrow tables, and one file per part, written atomically."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def write_part(
 
     path: ends with .npz or .parquet; the latter needs pyarrow. texts: a function that returns them is only called if
     they are needed. The file has the results and the error of each text, in order; .parquet also has the texts. It
-    appears with all its rows or not at all, also if the process is killed. Two workers may write one part: the last one
-    replaces the file by one with equal results. The model's files are not compared. Raises ConfigError if the file is
-    from another work (model name, dtype or options), InputError for another suffix, OSError, and what the work raises.
+    appears with all its rows or not at all, even if the process is killed. Two workers may write one part: the last one
+    replaces the file with one that has equal results. The model's files are not compared. Raises ConfigError if the
+    file is from a different TextWork (model name, dtype or options), InputError for another suffix, OSError, and what
+    the work raises.
     """
     target = check_path("path", path)
     if target.suffix not in (".npz", ".parquet"):
@@ -81,7 +82,7 @@ def _save_npz(file: Any, work: TextWork, items: list[object], columns: Columns) 
     named: dict[str, Any] = {_WORK: np.array(work.describe())}
     for name, values in arrays.items():
         named[name] = values.astype(np.str_) if values.dtype == object else values
-    buffer = io.BytesIO()  # np.savez seeks, and names its members after the arrays
+    buffer = io.BytesIO()  # np.savez seeks while it writes; keywords name the arrays
     np.savez(buffer, **named)
     file.write(buffer.getbuffer())
 
@@ -97,7 +98,7 @@ def _save_parquet(file: Any, work: TextWork, items: list[object], columns: Colum
 
 
 def _check_same(path: Path, work: TextWork) -> None:
-    """Raise ConfigError if a file is from another work."""
+    """Raise ConfigError if a file is from a different TextWork."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             found = str(arrays[_WORK]) if _WORK in arrays else None

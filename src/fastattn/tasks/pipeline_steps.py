@@ -25,7 +25,7 @@ from fastattn.tasks.progress import DELAY_SECONDS, progress_bar, shown_on_termin
 DEFAULT_BATCH_SIZE = 32
 WINDOW_STEPS = 16
 WINDOW_TOKENS = 2**16
-TOKEN_CHARS = 4  # of a token, about: windows are read before their texts are tokenized
+TOKEN_CHARS = 4  # approximate characters per token, because windows are read before their texts are tokenized
 Reduced = TypeVar("Reduced")
 Result = TypeVar("Result")
 
@@ -52,7 +52,7 @@ class Named(Generic[Item]):
 class Job(ABC, Generic[Item, Reduced, Result]):
     """How a pipeline computes the result of an item.
 
-    ahead: whether another thread may tokenize items while `forward` runs. n_sequences: the sequences of an item, about.
+    ahead: whether another thread may tokenize items while `forward` runs. n_sequences: approximate, per item.
     """
 
     ahead: ClassVar[bool] = True
@@ -85,7 +85,7 @@ class Job(ABC, Generic[Item, Reduced, Result]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLimits:
-    """The sequences that share a step: at most batch_size of them, with max_batch_tokens tokens.
+    """The sequences that share a step: at most batch_size of them, with at most max_batch_tokens tokens.
 
     batch_size None: DEFAULT_BATCH_SIZE, or no limit if max_batch_tokens is set. A longer sequence has a step of its
     own. A window has the sequences of about window_steps steps, or about window_tokens tokens if that is less.
@@ -151,7 +151,7 @@ def run_job(
 
 
 class SizedIterator(Iterator[Result]):
-    """An iterator with a length: the number of all results, also of those that were already delivered."""
+    """An iterator with a length: the number of all results, including those already delivered."""
 
     def __init__(self, results: Iterator[Result], total: int) -> None:
         self._results, self._total = results, total
@@ -168,7 +168,7 @@ class SizedIterator(Iterator[Result]):
 
 
 def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> Iterator[Result]:
-    """Yield the results of all items in order. An error about an item follows the results before it."""
+    """Yield the results of all items in order. An error about an item is raised after the results before it."""
     show = limits.show_progress_bar
     delay = 0.0 if show else DELAY_SECONDS
     shown = shown_on_terminal(show, lazy=source.lazy)
@@ -190,8 +190,8 @@ def _results(job: Job[Item, Reduced, Result], source: Source[Item], limits: Step
 
 
 def _windows(job: Job[Item, Reduced, Result], source: Source[Item], limits: StepLimits) -> Iterator[list[Named[Item]]]:
-    """Yield the items of each window. An error of the source follows the items before it."""
-    # With one sequence per step, items are read one at a time. Else windows grow, so first results come early.
+    """Yield the items of each window. An error of the source is raised after the items before it."""
+    # With one sequence per step, items are read one at a time. Otherwise windows grow, so first results come early.
     longest = 1 if limits.sequences == 1 else limits.window_steps
     n_steps = 1 if source.lazy else longest
     items = enumerate(source.items)

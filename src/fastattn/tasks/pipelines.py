@@ -200,7 +200,7 @@ PIPELINES: Mapping[str, _Entry] = {
 }
 TASKS = tuple(PIPELINES)
 _LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)
-# Inputs other than text that transformers' pipelines accept, and what to do instead.
+# Arguments of transformers' pipelines that have no counterpart here, and what to do instead.
 _REFUSED: Mapping[str, Neutral] = {
     "config": Neutral((False,), "config.json of the folder is used"),
     "feature_extractor": Neutral((False,), "these tasks take only texts"),

@@ -90,9 +90,9 @@ def compare_dtypes(
     texts: None uses a chapter of a novel that ships with fastattn. A language model reads them as the lines of one
     text, in windows of up to 256 tokens. Other models read each text separately, cut to their context. max_tokens: stop
     reading after this many tokens (a language model's last text is cut there). The models of all dtypes are in memory
-    at the same time. revision, cache_dir, local_files_only and token: for hub ids. Raises ConfigError (also for a
-    quantized directory, because it has no float32 weights to compare with), ModelFormatError, InputError, DTypeError,
-    OSError, and NonFiniteError if the float32 model returns NaN or infinity.
+    at the same time. threads: as in `from_pretrained`. revision, cache_dir, local_files_only and token: for hub ids.
+    Raises ConfigError (also for a quantized directory, because it has no float32 weights to compare with),
+    ModelFormatError, InputError, DTypeError, OSError, and NonFiniteError if the float32 model returns NaN or infinity.
     """
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence):
         raise DTypeError(f"dtypes: expected a list of {', '.join(PACKED_DTYPES)}, got {quote(dtypes)}")

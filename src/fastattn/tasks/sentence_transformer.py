@@ -53,9 +53,10 @@ _JOIN = "join the texts into one"  # the advice for a list that is not a pair
 
 
 class SentenceTransformer(EncodeMethods):
-    """A sentence embedding model, from a folder with modules.json or a plain encoder folder (with mean pooling).
+    """A sentence embedding model, from a folder with modules.json, a folder of model2vec or a plain transformer.
 
-    Texts longer than `max_seq_length` tokens are cut, as in sentence-transformers. `model[i]` is the i-th module.
+    A plain transformer gets mean pooling, or if it is a causal language model, the last token. Texts longer than
+    `max_seq_length` tokens are cut, as in sentence-transformers. `model[i]` is the i-th module.
     `close` or a `with` block frees the memory.
     """
 
@@ -85,8 +86,9 @@ class SentenceTransformer(EncodeMethods):
 
         dtype, kv_dtype, device, threads: as in `AutoModel.from_pretrained`. prompts: added to those of the folder; they
         replace prompts with the same name. cache_folder or cache_dir, revision, local_files_only, token: for hub ids.
-        model_kwargs, processor_kwargs (or tokenizer_kwargs), config_kwargs: "dtype", "model_max_length" and
-        "truncation_side" are used; other keys are accepted if they change nothing. Code in a model folder never runs.
+        model_kwargs: "dtype" is used. processor_kwargs (or tokenizer_kwargs): the settings that
+        `AutoTokenizer.from_pretrained` takes are used. Other keys, and config_kwargs, are accepted if they change
+        nothing. Code in a model folder never runs.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.
         """
         refuse_parts(SentenceTransformer, options, modules, backend)

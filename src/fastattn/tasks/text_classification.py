@@ -107,12 +107,13 @@ class TextClassificationPipeline(Pipeline[SequenceClassifier]):
         """Return [{"label", "score"}, ...] with one entry per text, also for a single str.
 
         inputs: a str, a pair {"text": ..., "text_pair": ...}, or a sequence or iterator of those, in which a tuple of
-        two str is a pair too. An iterator returns an iterator. With top_k, even 1, each text returns a list of its
-        top_k labels, highest score first; None returns all. Scores: sigmoid for one label or a multi-label model, the
-        logits for regression, else softmax; function_to_apply overrides that. Texts longer than the model's context are
-        rejected unless truncation=True (or one of transformers' strategies); max_length cuts them shorter. Results do
-        not depend on how texts share steps, and padding changes nothing. Raises DTypeError, InputError,
-        ContextLengthError, and NonFiniteError if a score is NaN or infinite.
+        two str is a pair too. A single pair returns its entry without the list. An iterator returns an iterator. With
+        top_k, even 1, each text returns a list of its top_k labels, highest score first; None returns all. Scores:
+        sigmoid for one label or a multi-label model, the logits for regression, else softmax; function_to_apply
+        overrides that. Texts longer than the model's context are rejected unless truncation=True (or one of
+        transformers' strategies); max_length cuts them shorter. Results do not depend on how texts share steps, and
+        padding changes nothing. Raises DTypeError, InputError, ContextLengthError, and NonFiniteError if a score is NaN
+        or infinite.
         """
         given: dict[str, Any] = {**options}
         if not (isinstance(top_k, str) and top_k in ("default", "")):

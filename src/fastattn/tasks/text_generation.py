@@ -112,7 +112,7 @@ _REFUSED: Mapping[str, Neutral] = {
 class _Call:
     """The checked arguments of a call. limits: all prompts in one step, because the scheduler has its own batches.
 
-    of_chats: those that only chats have, without those that are None.
+    of_chats: the arguments for chats only, without those that are None.
     """
 
     options: GenerationOptions

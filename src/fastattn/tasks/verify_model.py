@@ -144,9 +144,9 @@ def verify_model(
 
     texts: None uses sentences of a novel that ships with fastattn, or fixed token ids if the folder has no tokenizer.
     max_tokens: cut each text, and stop after this many tokens in total. The float64 reference needs memory for all
-    weights in float64. against: "transformers" also compares with its float64 model (needs torch). The other arguments
-    are for hub ids. Raises ConfigError (also for a quantized folder, and for missing packages), ModelFormatError,
-    InputError, DTypeError, OSError.
+    weights in float64. against: "transformers" also compares with its float64 model (needs torch). threads: as in
+    `from_pretrained`. The other arguments are for hub ids. Raises ConfigError (also for a quantized folder, and for
+    missing packages), ModelFormatError, InputError, DTypeError, OSError.
     """
     if isinstance(dtypes, str) or not isinstance(dtypes, Sequence) or not dtypes:
         raise DTypeError(f"dtypes: expected a list of {', '.join(DTYPES['cpu'])}, got {quote(dtypes)}")

@@ -174,7 +174,10 @@ class TokenizerBase:
 
     @property
     def add_bos_token(self) -> bool:
-        """Whether texts begin with bos_token. As in transformers, setting it replaces the special tokens of texts."""
+        """Whether texts begin with bos_token.
+
+        As in transformers, after setting it, bos_token and eos_token are the only special tokens that encoding adds.
+        """
         return self._state.options.add_bos_token
 
     @add_bos_token.setter
@@ -183,7 +186,10 @@ class TokenizerBase:
 
     @property
     def add_eos_token(self) -> bool:
-        """Whether texts end with eos_token. As in transformers, setting it replaces the special tokens of texts."""
+        """Whether texts end with eos_token.
+
+        As in transformers, after setting it, bos_token and eos_token are the only special tokens that encoding adds.
+        """
         return self._state.options.add_eos_token
 
     @add_eos_token.setter

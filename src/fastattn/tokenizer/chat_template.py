@@ -135,8 +135,9 @@ def _without_parts(
 ) -> list[dict[str, Any]]:
     """Return the messages with one text each where the template would not write the texts of the parts.
 
-    Tried with other texts in the parts: the template writes them if they are in the prompt, but not inside a list or
-    mapping that Python or JSON wrote. Line breaks join the texts of a message, as in llama.cpp and vLLM.
+    To find out, the template is rendered with placeholder texts in the parts. The template writes them if they are in
+    the prompt outside a list or mapping that Python or JSON formatted. Line breaks join the texts of a message, as in
+    llama.cpp and vLLM.
     """
     probes: list[dict[str, Any]] = []
     for i, message in enumerate(chat):

@@ -237,7 +237,7 @@ def full_copy(raw: RawTokenizer) -> RawTokenizer:
 
 
 def _groups(pairs: Iterable[tuple[str, str | None]], size: int) -> Iterator[list[tuple[str, str | None]]]:
-    """Yield the texts and pairs in lists of at most `size`, and of at most _GROUP_CHARS unless it is one."""
+    """Yield lists of at most `size` texts and pairs, and at most _GROUP_CHARS characters; a longer text comes alone."""
     group: list[tuple[str, str | None]] = []
     n_chars = 0
     for pair in pairs:

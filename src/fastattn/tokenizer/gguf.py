@@ -61,7 +61,7 @@ _RULES: Mapping[str, _Rules] = {
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell"), _DIGITS),
     "falcon": _Rules(splits=[r"[\p{P}\$\+<=>\^~\|`]+", _GPT2_SPLIT, r"[0-9][0-9][0-9]"]),
 }
-# Other keys: what they say is in the tokens or in the architecture, or it is only for programs that complete code.
+# Keys that change nothing here: their content is also in the tokens or the architecture, or is for code completion.
 _NEUTRAL = (
     "token_type_count eot_token_id eom_token_id fim_pre_token_id fim_suf_token_id fim_mid_token_id "
     "fim_pad_token_id fim_rep_token_id fim_sep_token_id prefix_token_id suffix_token_id middle_token_id"
@@ -180,7 +180,7 @@ def _byte_level(keys: Keys, vocabulary: _Vocabulary, roles: dict[str, str]) -> t
     pre = keys.text("pre", "")
     if not pre:
         _log.warning(
-            "%s: %spre is missing; text is split by the rules that llama.cpp uses then, which may not be the model's",
+            "%s: %spre is missing; text is split by llama.cpp's default rules, which may not be the model's",
             vocabulary.path,
             _PREFIX,
         )
@@ -214,7 +214,7 @@ def _merges(keys: Keys) -> list[list[str]]:
     found = [merge.split(" ") for merge in keys.texts("merges") or []]
     wrong = next((" ".join(merge) for merge in found if len(merge) != 2), None)
     if wrong is not None:
-        keys.fail("merges", f"two tokens and a space between them, which {quote(wrong)} is not")
+        keys.fail("merges", f"two tokens separated by a space in each merge, unlike {quote(wrong)}")
     return found
 
 

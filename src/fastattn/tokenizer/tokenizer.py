@@ -376,7 +376,7 @@ class Tokenizer(TokenizerBase):
         token_ids: an int, a sequence [n_tokens], an encoding, or a list of sequences. Invalid UTF-8 becomes U+FFFD, and
         ids without a token give no text. clean_up_tokenization_spaces: remove the spaces before punctuation (None: the
         tokenizer's setting). As in transformers, a BPE tokenizer ignores it, unless a setting in its files says
-        otherwise. Raises DTypeError, InputError.
+        otherwise. use_source_tokenizer=False: a MarianTokenizer decodes with target.spm. Raises DTypeError, InputError.
         """
         skip = check_flag("skip_special_tokens", skip_special_tokens)
         check_keywords(unused, ("use_source_tokenizer", "spaces_between_special_tokens"), "decode")

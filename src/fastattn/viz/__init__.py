@@ -1,4 +1,7 @@
-"""Pictures of what a model does, after Jay Alammar's: single HTML or SVG files that load nothing from the network."""
+"""Pictures of what a model does, inspired by Jay Alammar's.
+
+They are single HTML or SVG files that load nothing from the network.
+"""
 
 from fastattn.viz.attention_view import attention
 from fastattn.viz.embeddings_view import embeddings

@@ -32,14 +32,14 @@ def attention(
     """Show which tokens each token attends to, in each layer and head (Vaswani et al. 2017).
 
     model: a loaded model of any kind, a SentenceTransformer, a pipeline, a folder or a hub id. text, text_pair: as in a
-    tokenizer call: one text, or a sequence of texts and pairs. layers, heads: a number from 0 or several. None shows
-    all heads, and as many layers as fit on a page of 16 million probabilities; these layers are evenly spaced from the
-    first to the last one, and the page says which.
+    tokenizer call: one text, or a sequence of texts and pairs. layers, heads: an index from 0, or a sequence of them.
+    None shows all heads, and as many layers as fit on a page of 16 million probabilities; these layers are evenly
+    spaced from the first to the last one, and the page says which.
 
     data: "tokens" and "ids" [n_tokens], "layers", "heads", and "attentions" [layers, heads, n_tokens, n_tokens]: row i
-    is what token i attends to, and adds up to 1. They have the bits of `output_attentions`, but only the chosen maps
-    are computed and stored. For a sequence of texts, "tokens", "ids", "layers" and
-    "attentions" are lists with one entry per text. Raises DTypeError, InputError, ContextLengthError, ConfigError if
+    is what token i attends to, and adds up to 1. The maps have the same bits as those of `output_attentions`, but only
+    the chosen ones are computed and stored. For a sequence of texts, "tokens", "ids", "layers" and "attentions" are
+    lists with one entry per text. Raises DTypeError, InputError, ContextLengthError, ConfigError if
     there is no tokenizer, and NonFiniteError.
     """
     with opened(model) as loaded:

@@ -33,8 +33,8 @@ def attention_maps(
 ) -> Floats:
     """Return the attention probabilities [layers, heads, n_tokens, n_tokens] of some heads for one sequence.
 
-    They have the bits of `output_attentions`. Only these maps are computed, layer by layer: each run stops after its
-    layer, so that besides the result, the maps of one layer exist at a time.
+    The maps have the same bits as those of `output_attentions`. Only these maps are computed, layer by layer: each run
+    stops after its layer, so besides the result, only the maps of one layer are in memory.
     """
     batch = read_model_batch(model.config, [ids], None, None if types is None else [types], explain=model.explain_id)
     program = model.trace(types=model.adds_types(batch))
@@ -65,7 +65,7 @@ def token_logits(
 
     lens: those of every hidden state, as in `with_lens`; otherwise only those of the model. A KV cache connects the
     parts, so every token is computed once, and at most `max_floats` logits exist at a time, or the logits of
-    one position if those are more. They have the same bits for any parts.
+    one position if those are more. The bits of the logits do not depend on the size of the parts.
     """
     batch = read_model_batch(model.config, [ids], explain=model.explain_id)
     program = optimize(with_lens(model.traced) if lens else model.traced)

@@ -144,7 +144,7 @@ def opened_any(model: ModelLike) -> Iterator[Model]:
 
 
 def load_any(path_or_id: str | Path, **options: Unpack[ModelArgs]) -> Model:
-    """Load a checkpoint as a language model if its family has them and config.json names no other head."""
+    """Load a checkpoint as a language model if its family has language models and config.json names no other head."""
     given: dict[str, Any] = dict(options)
     hub = read_hub_options({name: given[name] for name in HubArgs.__annotations__ if name in given})
     directory = find_folder(path_or_id, hub)

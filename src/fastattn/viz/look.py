@@ -17,7 +17,7 @@ def look(model: ModelLike, text: str, *, layers: object = None, heads: object = 
     """Show all pictures of a text that a model supports on one page.
 
     All models: the tokens, and attention. Language models also: surprisal (of at least two tokens) and the next tokens.
-    A folder or hub id is loaded as a language model if it is one. layers, heads: as in `attention`. top_k: as in
+    A folder or hub id is loaded as a language model if it is one. model, layers, heads: as in `attention`. top_k: as in
     `next_tokens`.
 
     data: the data of each picture, by its name: "tokens", "surprisal", "next_tokens", "attention". Raises the errors of

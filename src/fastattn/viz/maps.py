@@ -24,7 +24,10 @@ Floats = NDArray[np.floating[Any]]
 
 
 def gamma(n: int) -> float:
-    """Return the power of probabilities that the maps of n tokens show: even attention, 1 / n, is 15 % of the color."""
+    """Return the exponent that turns the probabilities in maps of n tokens into opacities.
+
+    It is at most 0.5, so uniform attention, 1 / n, has an opacity of at least 15 %.
+    """
     return 0.5 if n < 2 else min(0.5, math.log(0.15) / math.log(1 / n))
 
 
@@ -63,7 +66,7 @@ def image(uri: str, x: float, y: float, size: float, n: int) -> str:
 
 
 def matrix(title: str, description: str, labels: Sequence[str], uri: str) -> Drawing:
-    """Return one map with the tokens that look on the left, and those that they look at on top."""
+    """Return one map, with the tokens that attend on the left, and those that they attend to on top."""
     n = len(labels)
     cell = 19.0 if n <= _LABELED else max(640 / n, 1.0)
     step = max(1, math.ceil((_LABEL + 2) / cell))

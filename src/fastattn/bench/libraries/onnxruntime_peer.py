@@ -1,4 +1,4 @@
-"""onnxruntime with graphs of its fused operators (`onnx_graphs`)."""
+"""onnxruntime, with graphs of its fused operators (`onnx_graphs`), or graphs that PyTorch exports (`onnx_export`)."""
 
 from __future__ import annotations
 

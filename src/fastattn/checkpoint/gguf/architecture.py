@@ -20,8 +20,8 @@ _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 class Place(NamedTuple):
     """Where a tensor belongs in a Hugging Face checkpoint.
 
-    transposed: it is stored there as [in_features, out_features]. n_heads: not 0 if its rows are in the order of
-    llama.cpp's rotation, in so many heads.
+    transposed: it is stored there as [in_features, out_features]. n_heads: the number of heads if its rows are in the
+    order of llama.cpp's rotation, else 0.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Architecture:
     names: GGUF's names of tensors, without ".weight" or ".bias", to Hugging Face's; layer: those after "blk.N.".
     prefix: the name of layer N there, with {} for N. read: returns config.json. transposed: the names in `layer` of
     matrices that Hugging Face stores as [in_features, out_features]. rotated: the names whose rows llama.cpp reorders,
-    to the key of config.json with their number of heads. computed: the tensors that `read` uses up. layers: the key of
-    config.json with the number of layers.
+    to the key of config.json with their number of heads. computed: the tensors that only `read` uses. layers: the key
+    of config.json with the number of layers.
     """
 
     names: Mapping[str, str]
@@ -72,14 +72,15 @@ def read_vocabulary_size(gguf: GgufFile, keys: Keys) -> int:
     """Return the number of rows of the token embeddings."""
     table = gguf.tensors.get(EMBEDDINGS)
     if table is None or len(table.shape) != 2:
-        raise ConfigError(f"{gguf.path}: expected a matrix {EMBEDDINGS}, got {'none' if table is None else 'another'}")
+        found = "none" if table is None else f"shape {list(table.shape)}"
+        raise ConfigError(f"{gguf.path}: expected a matrix {EMBEDDINGS}, got {found}")
     if keys.size("vocab_size", table.shape[0]) != table.shape[0]:
         keys.fail("vocab_size", f"{table.shape[0]}, the rows of {EMBEDDINGS}")
     return table.shape[0]
 
 
 def read_sizes(gguf: GgufFile, keys: Keys) -> Config:
-    """Return what every architecture has, in transformers' common names."""
+    """Return the sizes that every architecture has, by transformers' common option names."""
     return {
         "hidden_size": keys.size("embedding_length"),
         "num_hidden_layers": keys.size("block_count", high=MAX_LAYERS),

@@ -137,7 +137,7 @@ def read_architecture(gguf: GgufFile) -> tuple[Config, dict[str, Place]]:
 
 
 def _token_ids(gguf: GgufFile) -> Config:
-    """Return the ids of the tokenizer that config.json has. Texts also end at the end of a turn or of a message."""
+    """Return the special ids that config.json has. The end-of-turn and end-of-message tokens also count as eos."""
     keys = Keys(gguf, "tokenizer.ggml.")
     ids = {
         name: keys.size(f"{name}_token_id", low=0)

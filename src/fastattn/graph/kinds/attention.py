@@ -1,4 +1,4 @@
-"""attention, and attention_probs, the maps that explain it."""
+"""attention, and attention_probs, which returns its probabilities."""
 
 from __future__ import annotations
 
@@ -39,14 +39,13 @@ def attention(
 ) -> Tensor:
     """Compute softmax(cap(scale * q @ k.T) + bias) @ v for every head within each sequence (Vaswani et al. 2017).
 
+    q [n_tokens, n_head * head_dim], k and v [n_tokens, n_kv_head * head_dim] -> the shape of q. layer: the index of the
+    keys and values in a KV cache. n_kv_head: None for n_head. scale: None for 1 / sqrt(head_dim).
     window: a query at position p attends to position j only if |p - j| < window; 0 means no window. Mistral's
     `sliding_window` is this number. ModernBERT's is `local_attention` // 2 + 1.
-
-    softcap: cap(s) is softcap * tanh(s / softcap), as in Gemma 2; 0 means s. Not with a bias or tables.
-
+    softcap: cap(s) is softcap * tanh(s / softcap), as in Gemma 2, or s if softcap is 0. Not with a bias or tables.
     bias: its weight is the table [n_head, relative positions] of `fastattn.graph.attention_bias`, for sequences of up
     to `bias_positions`. Several layers may read the same one.
-
     tables: the scores are scale * (q @ k.T + c2p + p2c). c2p of a query at p and a key at j is q times the row of the
     position keys for j - p, and p2c is k times the row of the position queries (He et al. 2020). Raises ConfigError.
     """
@@ -59,7 +58,7 @@ def attention(
     _check_scores(window, softcap, bias, bias_positions, tables)
     if tables is not None and (causal or bias is not None or kv_heads != n_head):
         raise ConfigError(
-            "attention: expected position tables only without causal and bias, and with as many key heads"
+            "attention: expected position tables only without causal and bias, and as many key heads as query heads"
         )
     head_dim = q.width // n_head
     attrs: dict[str, Attr] = {

@@ -229,7 +229,7 @@ class Store:
 
 
 def _code(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary error code; None before Python 3.11."""
+    """Return SQLite's primary error code; before Python 3.11, only that of a damaged file, else None."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         text = str(error)

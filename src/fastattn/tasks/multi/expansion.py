@@ -18,7 +18,7 @@ from fastattn.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class QueryExpansion:
-    """strategy: "fixed" cuts and lengthens every query to `length` tokens, "min" only lengthens.
+    """How queries are lengthened. strategy: "fixed" cuts or lengthens them to `length` tokens, "min" only lengthens.
 
     attend: whether the other tokens attend to the added ones. token: the added token; None: the mask token, else the
     end-of-sentence token.

@@ -21,9 +21,9 @@ _log = logging.getLogger("fastattn")
 @read_only()
 @dataclass(frozen=True, slots=True)
 class MultiVectorMask:
-    """Leaves out tokens. skiplist_words: tokens that are left out of the texts of some tasks, skiplist_tasks.
+    """Leaves out tokens. skiplist_words: tokens to leave out of texts whose task is in skiplist_tasks.
 
-    A text without a task is a document. keep_only_token_ids: of documents, only these tokens stay.
+    A text without a task is a document. keep_only_token_ids: if not empty, documents keep only these tokens.
     """
 
     skiplist_words: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""MaxSim: for each vector of a query the best vector of a document, added up (Khattab and Zaharia 2020).
+"""MaxSim: for each vector of a query, the best score of a document's vectors; their sum (Khattab and Zaharia 2020).
 
 https://arxiv.org/abs/2004.12832 defines it. A score depends only on its query and its document, bit for bit.
 """
@@ -91,7 +91,7 @@ def _scores(rows: Rows, queries: Sequence[Rows], documents: Sequence[Rows]) -> R
 
 
 def _groups(texts: Sequence[Rows], other: int | None = None) -> Iterator[tuple[int, Sequence[Rows]]]:
-    """Yield the number of the first text, and texts with few vectors together, at least one.
+    """Yield groups of texts that fit in one block, at least one text each, with the index of their first text.
 
     other: the number of vectors on the other side; None: the width of a vector.
     """

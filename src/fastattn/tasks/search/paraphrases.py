@@ -63,8 +63,8 @@ def paraphrase_mining_embeddings(
     """Return the most similar pairs of vectors [n, d], [[score, i, j], ...] with i < j, the highest score first.
 
     A pair is found if one of its vectors is among the top_k neighbors of the other one. Equal scores are ordered by i,
-    then j; so are equal neighbors and the pairs that max_pairs cuts. score_function must be symmetric.
-    query_chunk_size, corpus_chunk_size, score_function: as in `semantic_search`.
+    then j, also where top_k or max_pairs cuts. max_pairs: the maximum number of pairs. score_function must be
+    symmetric. query_chunk_size, corpus_chunk_size, score_function: as in `semantic_search`.
     Raises DTypeError, InputError, and NonFiniteError if a score is NaN or infinite.
     """
     vectors = read_matrix(embeddings, "embeddings")
@@ -119,7 +119,7 @@ class _Pairs:
         self._scores, self._keys, self._count = [scores[best]], [keys[best]], len(best)
 
     def result(self) -> list[list[float | int]]:
-        """Return all pairs."""
+        """Return the `most` best pairs, [[score, i, j], ...], the highest score first."""
         self._cut()
         scores, keys = self._scores[0].tolist(), self._keys[0].tolist()
         return [[float(score), *divmod(key, self._n)] for score, key in zip(scores, keys, strict=True)]

@@ -108,7 +108,7 @@ class _Search:
 
 
 def _integer_product(queries: Codes, table: Codes, terms: int) -> NDArray[np.int64]:
-    """Return queries @ table.T exactly. terms: the most products whose sum the float32 kernel computes exactly."""
+    """Return queries @ table.T exactly. terms: how many products the float32 kernel adds exactly."""
     found = np.zeros((len(table), len(queries)), np.int64)
     for columns in blocks(table.shape[1], terms):
         parts = (np.ascontiguousarray(codes[:, columns], np.float32) for codes in (table, queries))

@@ -76,8 +76,8 @@ def pairwise_manhattan_sim(a: object, b: object) -> Float:
 def pairwise_angle_sim(x: object, y: object) -> Float:
     """Return the absolute AnglE similarities [n] of vectors [n, d] and [n, d] (Li and Li 2023).
 
-    The sum of the cosine and of the sine, in which numbers i and i + d / 2 of a vector are one complex number. A vector
-    of odd length gets a zero at its end. Raises DTypeError, InputError.
+    It is the cosine plus the sine of the angle between two vectors of complex numbers: numbers i and i + d / 2 are the
+    parts of one complex number. A vector of odd length gets a zero at its end. Raises DTypeError, InputError.
     """
     first, second = read_matrix(x, "x"), read_matrix(y, "y")
     check_width(second, "y", first.shape[1], "x")

@@ -12,7 +12,7 @@ Ids = NDArray[np.int64]
 
 
 class TopK:
-    """Collects the k highest scores of each query, the highest first; of equal scores, the lowest ids.
+    """Collects the k highest scores of each query, the highest first; ties go to the lowest ids.
 
     So the result does not depend on how the scores are split into blocks.
     """

@@ -171,8 +171,10 @@ class EncodeMethods(ABC):
         In a sequence, a tuple or list of two str is a pair, tokenized together. The arguments are those of
         sentence-transformers. inputs: another name for sentences. prompt, or the entry prompt_name of `prompts`: put
         before each text, in a pair before the first one. output_value: "token_embeddings" returns float32 [n_tokens,
-        width] per text, None returns a dict of all features per text. precision: see `util.quantize_embeddings`; with
-        int8 and uint8 each row depends on all rows. convert_to_numpy=False: return a list of vectors.
+        width] per text, None returns a dict of all features per text. batch_size: the maximum number of texts in one
+        step; it changes no vector. normalize_embeddings: scale vectors to length 1. truncate_dim: the number of
+        dimensions to keep; None is the model's. precision: see `util.quantize_embeddings`; with int8 and uint8 each row
+        depends on all rows. convert_to_numpy=False: return a list of vectors.
         convert_to_tensor: return torch tensors; torch must be imported. show_progress_bar: a bar on standard error;
         None shows it if the level of the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in
         `encode_query` and `encode_document`.

@@ -119,7 +119,7 @@ class Stack:
         self._check_tokens(modules, encoded, where)
         if op is None or output is None:
             self.first.run(encoded, features)
-        # Also if the token vectors are known: the other way to pool may give other bits.
+        # Even if the token vectors are known, because pooling them with numpy may give other bits.
         if op is not None and isinstance(self.first, Transformer):
             self.first.run_pooled(encoded, features, op)
             del modules[0]

@@ -1,4 +1,4 @@
-"""What `SparseEncoder`, `MultiVectorEncoder` and `CrossEncoder` share: loading, prompts, the transformer's settings."""
+"""What `SparseEncoder` and `MultiVectorEncoder` share: loading and prompts; with `CrossEncoder`: properties."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class TextModel(Generic[ModelType]):
 def read_token_ids(
     token_ids: Sequence[Sequence[int]], vocab_size: int, longest: float, where: Callable[[int], str]
 ) -> Encoded:
-    """Return token ids of a caller as a tokenizer gives them, with token type 0. where: the name of each in messages.
+    """Return a caller's token ids in the form of a tokenizer's, with token type 0. where: names for messages.
 
     Raises DTypeError, InputError, ContextLengthError.
     """

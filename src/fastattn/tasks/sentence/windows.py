@@ -14,7 +14,7 @@ from fastattn.tasks.sentence.features import Rows
 from fastattn.tasks.sentence.prompts import with_prompt
 from fastattn.tasks.sentence.text_model import Encoded, Pairs, TextTask, TextTruncation, TokenizingModule
 
-WINDOW_TEXTS = 512  # the most texts of a window, unless a batch has more
+WINDOW_TEXTS = 512  # maximum number of texts in a window, unless a batch has more
 Part: TypeAlias = "tuple[int, Pairs]"  # the index of the first text of a window in the call, and the texts
 
 
@@ -73,8 +73,8 @@ def stream(
 ) -> Iterator[tuple[int, Rows]]:
     """Yield `compute(window)` of each part, in order, with the index of the first text.
 
-    An error about a text follows the results of the texts before it: then `compute` gets one text at a time. It gives
-    the same bits. ahead: as in `prepare_ahead`.
+    If a text of a window has an error, `compute` gets the window's texts one at a time, which gives the same bits. So
+    the results before the error are yielded first. ahead: as in `prepare_ahead`.
     """
 
     def prepare(part: Part, cancel: Cancel) -> tuple[Part, Window | None]:

@@ -51,8 +51,8 @@ class MaskedText(TextModel[MaskedLM]):
 class SpladePooling:
     """Computes one weight per token of the vocabulary.
 
-    A logit becomes log(1 + max(logit, 0)), with "log1p_relu" log(1 + that). pooling_strategy: "max" or "sum" over the
-    tokens of a text.
+    activation_function: "relu" turns a logit into w = log(1 + max(logit, 0)), "log1p_relu" into log(1 + w).
+    pooling_strategy: "max" or "sum" over the tokens of a text.
     """
 
     pooling_strategy: str = "max"

@@ -95,7 +95,7 @@ class SparseEmbeddings(Sequence[SparseEmbedding]):
 def sparse_row(vector: Rows, most: int | None) -> SparseEmbedding:
     """Return the numbers of a vector [width] that are not zero; with `most`, only the largest by absolute value.
 
-    Of equal values, the first ones stay.
+    If values are equal, the first ones stay.
     """
     indices = np.flatnonzero(vector)
     if most is not None and len(indices) > most:

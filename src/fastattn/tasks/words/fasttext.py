@@ -1,8 +1,8 @@
 """The binary files of fastText (`.bin`), of unsupervised models.
 
 https://github.com/facebookresearch/fastText/blob/main/src (FastText::saveModel, Args::save, Dictionary::save and
-DenseMatrix::save) defines the format. Files from before the magic number have the same arguments at their start. All
-numbers are little-endian.
+DenseMatrix::save) defines the format. Older files have no magic number and begin with the same arguments. All numbers
+are little-endian.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class WordStream:
                 return None
 
     def line(self, limit: int) -> bytes | None:
-        """Return the next line without its end, which may be the end of the file; None at the end.
+        """Return the next line without its newline, which the last line may lack; None at the end of the file.
 
         Raises ModelFormatError if the line has more than `limit` bytes.
         """

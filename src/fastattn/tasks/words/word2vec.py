@@ -41,7 +41,7 @@ def read_text(path: Path, options: Word2vecOptions, *, no_header: bool) -> WordT
         if no_header:
             return _read_lines(stream, options, None, None)
         n_words, width = _header(stream)
-        # A number needs at least one digit and a space, and a line at least its end.
+        # A number needs at least one digit and a space, and a line at least a newline.
         _check_room(stream, n_words, 2 * width + 1, last=1)
         return _read_lines(stream, options, n_words, width)
 
@@ -59,7 +59,7 @@ def read_binary(path: Path, options: Word2vecOptions) -> WordTable:
             data = stream.until(b" ", MAX_WORD_BYTES)
             if data is None:
                 raise stream.error(f"expected word {i + 1} of {n_words} and a space, found none", at=start)
-            data = data.lstrip(b"\n")  # some programs write a line end after each vector
+            data = data.lstrip(b"\n")  # some programs write a newline after each vector
             if words.add(data, f"byte {start}: word {i + 1}", start):
                 stream.floats(vectors[len(words) - 1], f"the vector of word {i + 1}")
             else:
