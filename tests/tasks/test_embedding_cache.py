@@ -228,6 +228,26 @@ def test_two_processes(folder: Path, model: fa.SentenceTransformer, tmp_path: Pa
     assert len(cache) == 400
 
 
+def test_opening_waits_for_the_lock_of_another_process(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "c", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.2, other.execute, ["COMMIT"])
+    release.start()
+    with fa.EmbeddingCache(tmp_path / "c") as cache:
+        assert len(cache) == 0
+    release.join()
+    other.close()
+
+
+def test_opening_does_not_wait_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastattn.tasks.cache.store._WAIT_SECONDS", 0.1)
+    other = sqlite3.connect(tmp_path / "c", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CacheError, match="locked"):
+        fa.EmbeddingCache(tmp_path / "c")
+    other.close()
+
+
 def test_a_killed_process_leaves_a_usable_file(folder: Path, model: fa.SentenceTransformer, tmp_path: Path) -> None:
     process = worker(folder, tmp_path / "c", 100_000)
     assert process.stdout is not None

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +32,8 @@ CREATE TABLE digests (file TEXT PRIMARY KEY, digest TEXT NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
-# The primary error codes of a file that is not a database or has damaged pages (sqlite3.h).
-_CORRUPT, _NOT_A_DATABASE = 11, 26
+# SQLite's primary error codes (sqlite3.h): a lock of another process, damaged pages, a file that is not a database.
+_BUSY, _CORRUPT, _NOT_A_DATABASE = 5, 11, 26
 _log = logging.getLogger("fastattn")
 
 
@@ -76,13 +77,21 @@ class Store:
         if self._connection is None or self._owner != os.getpid():  # SQLite must not be used across a fork
             if self._connection is not None:
                 self._inherited.append(self._connection)
-            self._connection = sqlite3.connect(
-                self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
-            )
+            self._connection = self._connect()
             self._owner = os.getpid()
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
         return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
+        )
+        try:
+            _use_write_ahead_log(connection)
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
         """Create the tables in a new file, and refuse files of other programs."""
@@ -228,12 +237,25 @@ class Store:
             connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (file, digest))
 
 
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Change the journal mode. SQLite fails at once if another process has a lock on the file, so this waits for it."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _code(error) != _BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
+
+
 def _code(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary error code; before Python 3.11, only that of a damaged file, else None."""
+    """Return SQLite's primary error code; before Python 3.11, only the codes that this module names, else None."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
-        text = str(error)
-        return _CORRUPT if "malformed" in text else _NOT_A_DATABASE if "not a database" in text else None
+        texts = {"locked": _BUSY, "malformed": _CORRUPT, "not a database": _NOT_A_DATABASE}
+        return next((known for text, known in texts.items() if text in str(error)), None)
     return int(code) & 0xFF
 
 
