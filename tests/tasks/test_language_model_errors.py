@@ -113,7 +113,8 @@ def test_kv_stats_report_the_memory_of_a_draft_model(folder: Path) -> None:
         options: dict[str, Any] = {"assistant_model": "bfloat16", "max_new_tokens": 60, "eos_token_id": -1}
         found = lm.generate([5] * 60, **options, logits_processor=look)
         np.testing.assert_array_equal(found, plain)
-        assert max(seen) in (PAGE_BYTES, 2 * PAGE_BYTES)  # the copy has keys and values of float32
+        page = PAGE_BYTES // 2  # of the copy, in bfloat16
+        assert max(seen) in (page, 2 * page)  # one page if proposals did not pay and ended early
         assert lm.kv_stats().draft_bytes == 0
         assert lm.kv_stats().limit == 2
         lm.copy_in("bfloat16").close()
