@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 
 #include "bindings/bindings.h"
 #include "bindings/objects.h"
@@ -9,7 +10,9 @@
 #include "bindings/weight_parts.h"
 #include "program/executor.h"
 #include "program/names.h"
+#include "runtime/cpu.h"
 #include "sampling/sampler.h"
+#include "weights/adapter.h"
 #include "weights/pack.h"
 
 namespace fastattn {
@@ -138,6 +141,38 @@ void register_engine(py::module_& m) {
           "Bytes of data, scales and sums of a weight.");
 }
 
+// A float32 matrix of an adapter, packed for the kernels.
+Weight adapter_matrix(const char* name, const py::array& values) {
+    const float* data = data_of<float>(name, values, 2);
+    Weight weight;
+    weight.rows = values.shape(0), weight.columns = values.shape(1);
+    if (weight.rows < 1 || weight.columns < 1)
+        throw Error(ErrorKind::kInput, std::string(name) + ": expected at least one row and column");
+    allocate(weight, name, active_kernels());
+    pack_float32(data, weight.columns, weight.rows, weight.data.floats(), 0);
+    return weight;
+}
+
+// parts: (target, down, up) of each linear that the adapter changes.
+std::shared_ptr<Adapter> new_adapter(const std::vector<std::tuple<int32_t, py::array, py::array>>& parts) {
+    auto adapter = std::make_shared<Adapter>();
+    for (const auto& [target, down, up] : parts) {
+        AdapterPart part{.target = target, .down = adapter_matrix("down", down), .up = adapter_matrix("up", up)};
+        if (part.down.rows != part.up.columns || part.down.rows > ops::kMaxLoraRank)
+            throw Error(ErrorKind::kInput, "adapter: expected matrices [rank, in] and [out, rank] of a rank up to " +
+                                               std::to_string(ops::kMaxLoraRank));
+        if (!adapter->parts.empty() && adapter->parts.back().target >= target)
+            throw Error(ErrorKind::kInput, "adapter: expected targets in ascending order");
+        adapter->parts.push_back(std::move(part));
+    }
+    return adapter;
+}
+
+void register_adapter(py::module_& m) {
+    py::classh<Adapter> adapter(m, "Adapter", careful_new(), "Matrices that are added to linears for some sequences.");
+    def_init(adapter, new_adapter, py::arg("parts"));
+}
+
 void register_executor(py::module_& m) {
     py::classh<Executor> executor(m, "Executor", careful_new(), "Runs one Program.");
     def_init(
@@ -148,6 +183,12 @@ void register_executor(py::module_& m) {
         py::arg("engine"), py::arg("spec"));
     define_drawing(executor);
     executor
+        .def(
+            "new_cache",
+            [](Executor& self, const std::shared_ptr<Adapter>& adapter) {
+                return object_of(std::make_shared<KvCache>(self.kv_pool(), adapter));
+            },
+            py::arg("adapter"))
         .def(
             "set_profiling",
             [](Executor& executor, bool on) {
@@ -165,6 +206,7 @@ void register_executor(py::module_& m) {
 
 void register_program(py::module_& m) {
     register_engine(m);
+    register_adapter(m);
     register_cache(m);
     register_executor(m);
     register_decoding<Executor>(m);
