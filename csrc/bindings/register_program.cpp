@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -10,7 +11,6 @@
 #include "bindings/weight_parts.h"
 #include "program/executor.h"
 #include "program/names.h"
-#include "runtime/cpu.h"
 #include "sampling/sampler.h"
 #include "weights/adapter.h"
 #include "weights/pack.h"
@@ -141,29 +141,28 @@ void register_engine(py::module_& m) {
           "Bytes of data, scales and sums of a weight.");
 }
 
-// A float32 matrix of an adapter, packed for the kernels.
-Weight adapter_matrix(const char* name, const py::array& values) {
-    const float* data = data_of<float>(name, values, 2);
-    Weight weight;
-    weight.rows = values.shape(0), weight.columns = values.shape(1);
-    if (weight.rows < 1 || weight.columns < 1)
-        throw Error(ErrorKind::kInput, std::string(name) + ": expected at least one row and column");
-    allocate(weight, name, active_kernels());
-    pack_float32(data, weight.columns, weight.rows, weight.data.floats(), 0);
-    return weight;
+Buffer copy_of(const float* data, int64_t count) {
+    Buffer buffer(static_cast<size_t>(count) * sizeof(float));
+    std::copy_n(data, count, buffer.floats());
+    return buffer;
 }
 
-// parts: (target, down, up) of each linear that the adapter changes.
+// parts: (target, down [rank, in_features], up [rank, out_features]) of each linear that the adapter changes.
 std::shared_ptr<Adapter> new_adapter(const std::vector<std::tuple<int32_t, py::array, py::array>>& parts) {
     auto adapter = std::make_shared<Adapter>();
     for (const auto& [target, down, up] : parts) {
-        AdapterPart part{.target = target, .down = adapter_matrix("down", down), .up = adapter_matrix("up", up)};
-        if (part.down.rows != part.up.columns || part.down.rows > ops::kMaxLoraRank)
-            throw Error(ErrorKind::kInput, "adapter: expected matrices [rank, in] and [out, rank] of a rank up to " +
+        const float *of_down = data_of<float>("down", down, 2), *of_up = data_of<float>("up", up, 2);
+        if (down.shape(0) != up.shape(0) || down.shape(0) < 1 || down.shape(0) > ops::kMaxLoraRank)
+            throw Error(ErrorKind::kInput, "adapter: expected matrices [rank, in] and [rank, out] of a rank up to " +
                                                std::to_string(ops::kMaxLoraRank));
         if (!adapter->parts.empty() && adapter->parts.back().target >= target)
             throw Error(ErrorKind::kInput, "adapter: expected targets in ascending order");
-        adapter->parts.push_back(std::move(part));
+        adapter->parts.push_back({.target = target,
+                                  .rank = static_cast<int32_t>(down.shape(0)),
+                                  .in_features = static_cast<int32_t>(down.shape(1)),
+                                  .out_features = static_cast<int32_t>(up.shape(1)),
+                                  .down = copy_of(of_down, down.size()),
+                                  .up = copy_of(of_up, up.size())});
     }
     return adapter;
 }

@@ -198,32 +198,4 @@ void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     });
 }
 
-void lora(const KernelTable& kernels, View y, View x, View out, const Matrix& down, const Matrix& up, float* scratch) {
-    const int32_t rank = up.words;
-    float* inner = scratch + kLinearScratch;  // [rows, rank]
-    const auto product = [&](const View& in, const Matrix& matrix, const View& to, const View& residual) {
-        kernels.linear[static_cast<int>(Format::kFloat32)]({.a = in.data,
-                                                            .a_stride = in.stride,
-                                                            .a_scales = nullptr,
-                                                            .panels = matrix.panels,
-                                                            .scales = nullptr,
-                                                            .sums = nullptr,
-                                                            .bias = nullptr,
-                                                            .residual = residual.data,
-                                                            .residual_stride = residual.stride,
-                                                            .c = to.data,
-                                                            .c_stride = to.stride,
-                                                            .scratch = scratch,
-                                                            .m = static_cast<int32_t>(in.rows),
-                                                            .words = matrix.words,
-                                                            .n = to.width,
-                                                            .panel_begin = 0,
-                                                            .panel_end = static_cast<int32_t>(matrix.count),
-                                                            .activation = Activation::kNone});
-    };
-    const View middle{.data = inner, .rows = x.rows, .stride = rank, .width = rank};
-    product(x, down, middle, {});
-    product(middle, up, out, y);
-}
-
 }  // namespace fastattn::ops

@@ -84,10 +84,8 @@ struct LinearOp {
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
-// out = y + (x down^T) up^T on the calling thread, for at most kLoraRows rows; float32. down: [rank, x.width], up:
-// [out.width, rank]. `out` may be the memory of y. scratch: kScratchFloats.
+// Of a lora op: rows of a chunk, and the largest rank of an adapter.
 inline constexpr int kLoraRows = 32, kMaxLoraRank = 1024;
-void lora(const KernelTable& kernels, View y, View x, View out, const Matrix& down, const Matrix& up, float* scratch);
 
 // Rounds rows [first, first + rows) of x to rounded.to.
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded);
@@ -166,7 +164,7 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
 // Every thread quantizes up to this many activations for itself, which is cheaper than a barrier.
 inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;
 inline constexpr int64_t kLinearOpScratch = kLinearScratch + kAloneWords + kAloneRows;
-inline constexpr int64_t kLoraScratch = kLinearScratch + int64_t{kLoraRows} * kMaxLoraRank;
+inline constexpr int64_t kLoraScratch = int64_t{kLoraRows} * kMaxLoraRank;
 inline constexpr int64_t kScratchFloats = std::max({kLinearOpScratch, kAttentionScratch, kLoraScratch});
 
 }  // namespace ops

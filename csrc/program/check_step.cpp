@@ -116,7 +116,7 @@ void check_adapters(const ProgramSpec& spec, const StepInput& step) {
             const auto* attrs = op.as<LoraAttrs>();
             const AdapterPart* part = attrs != nullptr ? adapter->find(attrs->target) : nullptr;
             if (part == nullptr) continue;
-            if (spec.in(op, 1).width != part->down.columns || spec.out(op).width != part->up.rows) bad();
+            if (spec.in(op, 1).width != part->in_features || spec.out(op).width != part->out_features) bad();
             applied.insert(attrs->target);
         }
         if (applied.size() != adapter->parts.size()) bad();

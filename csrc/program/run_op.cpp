@@ -100,10 +100,20 @@ void run(const LoraAttrs& attrs, const OpRun& op) {
         const int64_t rows = std::min<int64_t>(ops::kLoraRows, sequences[s].q_end - first);
         const Adapter* adapter = op.step.caches.empty() ? nullptr : op.step.caches[static_cast<size_t>(s)]->adapter();
         const AdapterPart* part = adapter != nullptr ? adapter->find(attrs.target) : nullptr;
-        const auto rows_in = [&](View view) { return View{view.row(first), rows, view.stride, view.width}; };
         if (part != nullptr) {
-            ops::lora(op.model.kernels, rows_in(y), rows_in(x), rows_in(out), part->down.matrix(), part->up.matrix(),
-                      op.memory.scratch()[op.team.index()]);
+            op.model.kernels.lora_f32({.x = x.row(first),
+                                       .x_stride = x.stride,
+                                       .down = part->down.floats(),
+                                       .up = part->up.floats(),
+                                       .y = y.row(first),
+                                       .y_stride = y.stride,
+                                       .out = out.row(first),
+                                       .out_stride = out.stride,
+                                       .inner = op.memory.scratch()[op.team.index()],
+                                       .rows = static_cast<int32_t>(rows),
+                                       .rank = part->rank,
+                                       .k = part->in_features,
+                                       .n = part->out_features});
         } else if (out.data != y.data) {
             for (int64_t i = first; i < first + rows; ++i)
                 std::memcpy(out.row(i), y.row(i), static_cast<size_t>(out.width) * sizeof(float));

@@ -5,13 +5,14 @@
 #include <cstdint>
 #include <vector>
 
-#include "weights/weights.h"
+#include "core/buffer.h"
 
 namespace fastattn {
 
 struct AdapterPart {
     int32_t target = 0;  // of the linear: LoraAttrs::target
-    Weight down, up;     // float32 [rank, in_features], [out_features, rank]; `up` includes the scale
+    int32_t rank = 0, in_features = 0, out_features = 0;
+    Buffer down, up;  // floats [rank, in_features], [rank, out_features]; `up` includes the scale
 };
 
 struct Adapter {

@@ -105,7 +105,7 @@ def cache_of(executor: _core.Executor, spec: Spec) -> _core.Cache:
     for kind, inputs, output, _, attrs in spec["ops"]:
         width, depth = (spec["values"][value][1] for value in (output, *inputs[1:2])) if kind == "lora" else (0, 0)
         if 0 < width < 1000 and 0 < depth < 1000:
-            matrices = (np.ones((2, depth), np.float32), np.ones((width, 2), np.float32))
+            matrices = (np.ones((2, depth), np.float32), np.ones((2, width), np.float32))
             return executor.new_cache(_core.Adapter([(attrs["target"], *matrices)]))
     return executor.new_cache()
 

@@ -91,7 +91,7 @@ class CoreExecutor:
             raise InputError("adapter: expected a model on the CPU, got one on a GPU; load it with device='cpu'")
         packed = adapter.packed.get("cpu")
         if packed is None:
-            parts = [(part.target, part.down, part.up) for part in adapter.parts]
+            parts = [(part.target, part.down, np.ascontiguousarray(part.up.T)) for part in adapter.parts]
             packed = adapter.packed.setdefault("cpu", _core.Adapter(parts))
         return self._open().new_cache(packed)
 
