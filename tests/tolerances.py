@@ -116,6 +116,13 @@ def rms_norm(n: int, reference: F64) -> F64:
     return gamma((tree_sum_roundings(n) + 2) / 2 + 4) * np.abs(reference) + SMALLEST
 
 
+def lora(x: F64, down: F64, up: F64, y: F64) -> F64:
+    """Bound y + (x down^T) up: k roundings of an inner value at most, one per rank of the output."""
+    inner = np.abs(x) @ np.abs(down).T
+    rank, k = down.shape
+    return gamma(k + rank) * (inner @ np.abs(up)) + gamma(rank) * np.abs(y) + (rank + 1) * SMALLEST
+
+
 def rotary(x: F64, other: F64, cosine: F64, sine: F64) -> F64:
     """Bound fma(x, cosine, other * sine) for a given table: a rounding of one product, and one of the sum."""
     return gamma(2) * (np.abs(x * cosine) + np.abs(other * sine)) + 2 * SMALLEST

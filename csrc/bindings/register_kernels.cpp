@@ -172,6 +172,30 @@ py::array rms_norm_f32(const std::string& target, const py::array& x, const py::
     return out;
 }
 
+// y [rows, n] + (x [rows, k] down^T [k, rank]) up [rank, n]
+py::array lora_f32(const std::string& target, const py::array& x, const py::array& down, const py::array& up,
+                   const py::array& y) {
+    const Rows in = rows_of("x", x), of_down = rows_of("down", down), of_up = rows_of("up", up), to = rows_of("y", y);
+    if (of_down.n != in.n || of_up.rows != of_down.rows || to.rows != in.rows || of_up.n != to.n)
+        throw py::value_error("expected x [rows, k], down [rank, k], up [rank, n] and y [rows, n]");
+    auto out = matrix(to.rows, to.n);
+    std::vector<float> inner(static_cast<size_t>(in.rows) * static_cast<size_t>(of_down.rows));
+    kernels_of(target).lora_f32({.x = in.data,
+                                 .x_stride = in.stride,
+                                 .down = of_down.data,
+                                 .up = of_up.data,
+                                 .y = to.data,
+                                 .y_stride = to.stride,
+                                 .out = out.mutable_data(),
+                                 .out_stride = to.n,
+                                 .inner = inner.data(),
+                                 .rows = in.rows,
+                                 .rank = of_down.rows,
+                                 .k = in.n,
+                                 .n = to.n});
+    return out;
+}
+
 // With in_place the result is x.
 py::array rotary_f32(const std::string& target, const py::array& x, const py::array& table, const py::array& positions,
                      int n_head, bool interleaved, bool in_place) {
@@ -369,6 +393,7 @@ void register_kernels(py::module_& module) {
           py::arg("transposed") = false);
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
+    m.def("lora_f32", &lora_f32, target, x, py::arg("down"), py::arg("up"), py::arg("y"));
     m.def("rms_norm_f32", &rms_norm_f32, target, x, py::arg("weight"), py::kw_only(), py::arg("eps"));
     m.def("rotary_f32", &rotary_f32, target, x, py::arg("table"), py::arg("positions"), py::kw_only(),
           py::arg("n_head"), py::arg("interleaved") = false, py::arg("in_place") = false);

@@ -1,6 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <tuple>
 
 #include "bindings/bindings.h"
 #include "bindings/objects.h"
@@ -10,6 +12,7 @@
 #include "program/executor.h"
 #include "program/names.h"
 #include "sampling/sampler.h"
+#include "weights/adapter.h"
 #include "weights/pack.h"
 
 namespace fastattn {
@@ -138,6 +141,37 @@ void register_engine(py::module_& m) {
           "Bytes of data, scales and sums of a weight.");
 }
 
+Buffer copy_of(const float* data, int64_t count) {
+    Buffer buffer(static_cast<size_t>(count) * sizeof(float));
+    std::copy_n(data, count, buffer.floats());
+    return buffer;
+}
+
+// parts: (target, down [rank, in_features], up [rank, out_features]) of each linear that the adapter changes.
+std::shared_ptr<Adapter> new_adapter(const std::vector<std::tuple<int32_t, py::array, py::array>>& parts) {
+    auto adapter = std::make_shared<Adapter>();
+    for (const auto& [target, down, up] : parts) {
+        const float *of_down = data_of<float>("down", down, 2), *of_up = data_of<float>("up", up, 2);
+        if (down.shape(0) != up.shape(0) || down.shape(0) < 1 || down.shape(0) > ops::kMaxLoraRank)
+            throw Error(ErrorKind::kInput, "adapter: expected matrices [rank, in] and [rank, out] of a rank up to " +
+                                               std::to_string(ops::kMaxLoraRank));
+        if (!adapter->parts.empty() && adapter->parts.back().target >= target)
+            throw Error(ErrorKind::kInput, "adapter: expected targets in ascending order");
+        adapter->parts.push_back({.target = target,
+                                  .rank = static_cast<int32_t>(down.shape(0)),
+                                  .in_features = static_cast<int32_t>(down.shape(1)),
+                                  .out_features = static_cast<int32_t>(up.shape(1)),
+                                  .down = copy_of(of_down, down.size()),
+                                  .up = copy_of(of_up, up.size())});
+    }
+    return adapter;
+}
+
+void register_adapter(py::module_& m) {
+    py::classh<Adapter> adapter(m, "Adapter", careful_new(), "Matrices that are added to linears for some sequences.");
+    def_init(adapter, new_adapter, py::arg("parts"));
+}
+
 void register_executor(py::module_& m) {
     py::classh<Executor> executor(m, "Executor", careful_new(), "Runs one Program.");
     def_init(
@@ -148,6 +182,12 @@ void register_executor(py::module_& m) {
         py::arg("engine"), py::arg("spec"));
     define_drawing(executor);
     executor
+        .def(
+            "new_cache",
+            [](Executor& self, const std::shared_ptr<Adapter>& adapter) {
+                return object_of(std::make_shared<KvCache>(self.kv_pool(), adapter));
+            },
+            py::arg("adapter"))
         .def(
             "set_profiling",
             [](Executor& executor, bool on) {
@@ -165,6 +205,7 @@ void register_executor(py::module_& m) {
 
 void register_program(py::module_& m) {
     register_engine(m);
+    register_adapter(m);
     register_cache(m);
     register_executor(m);
     register_decoding<Executor>(m);

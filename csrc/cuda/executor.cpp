@@ -45,6 +45,15 @@ void check_no_windows(const OpSpec& op) {
                     "device: expected \"cpu\" for a model with a convolution over tokens, got \"cuda\"");
 }
 
+// Nor for adapters of sequences.
+void check_no_adapters(const OpSpec& op) {
+    if (op.is<LoraAttrs>())
+        throw Error(
+            ErrorKind::kConfig,
+            "device: expected \"cpu\" for LoRA adapters of requests, got \"cuda\"; load the model with adapter=, "
+            "which adds one to the weights");
+}
+
 // The attention kernels have no tables of relative positions and no soft-capped scores yet.
 void check_attention(const AttentionAttrs* attrs) {
     if (attrs == nullptr || (!attrs->has_columns && attrs->softcap == 0.0f)) return;
@@ -64,6 +73,7 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     check_spec(spec_);
     for (const OpSpec& op : spec_.ops) {
         check_no_windows(op);
+        check_no_adapters(op);
         check_attention(op.as<AttentionAttrs>());
         check_attention(op.as<AttentionProbsAttrs>());
     }

@@ -46,6 +46,7 @@ struct Executor::OpRun {
     void launch(const GatherRowsAttrs& attrs) const;
     void launch(const PoolAttrs& attrs) const;
     void launch(const WindowRowsAttrs& attrs) const;
+    void launch(const LoraAttrs& attrs) const;
     void launch(const AttentionAttrs& attrs) const;
     void launch(const AttentionProbsAttrs& attrs) const;
 
@@ -174,6 +175,7 @@ void Executor::OpRun::launch(const PoolAttrs& attrs) const {
 }
 
 void Executor::OpRun::launch(const WindowRowsAttrs&) const {}  // the constructor refuses it
+void Executor::OpRun::launch(const LoraAttrs&) const {}        // and this one
 
 ProductArgs Executor::OpRun::product() const {
     const Weight& matrix = weight(0);

@@ -15,6 +15,7 @@ void pack_int8(const PackArgs&);
 void pack_int4(const PackArgs&);
 void layer_norm_f32(const LayerNormF32Args&);
 void rms_norm_f32(const RmsNormF32Args&);
+void lora_f32(const LoraF32Args&);
 void rotary_f32(const RotaryF32Args&);
 void kv_store_float32(const KvStoreArgs&);
 void kv_store_bfloat16(const KvStoreArgs&);

@@ -28,6 +28,7 @@ const KernelTable& kernel_table() {
         .pack = {nullptr, pack_bfloat16, pack_int8, pack_int4},
         .layer_norm_f32 = layer_norm_f32,
         .rms_norm_f32 = rms_norm_f32,
+        .lora_f32 = lora_f32,
         .rotary_f32 = rotary_f32,
         .kv_store = {kv_store_float32, kv_store_bfloat16, kv_store_int8},
         .attention = {attention_float32, attention_bfloat16, attention_int8},

@@ -91,6 +91,20 @@ struct RmsNormF32Args {
     float eps;
 };
 
+// out = y + (x down^T) up: a LoRA adapter.
+struct LoraF32Args {
+    const float* x;  // [rows, k]
+    int64_t x_stride;
+    const float* down;  // [rank, k]
+    const float* up;    // [rank, n]
+    const float* y;     // [rows, n]; may be the memory of out
+    int64_t y_stride;
+    float* out;  // [rows, n]
+    int64_t out_stride;
+    float* inner;  // room for [rows, rank]
+    int32_t rows, rank, k, n;
+};
+
 // Rotates pairs of elements of each head by an angle of the row's position. The pairs are (i, i + dimensions / 2) or,
 // interleaved, (2 i, 2 i + 1). The table has the cosine of a pair's angle where the head has the pair's first element,
 // and the sine where it has the second. Elements of the head from `dimensions` on do not change.
@@ -249,6 +263,7 @@ struct KernelTable {
     void (*pack[kFormats])(const PackArgs&);          // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*rms_norm_f32)(const RmsNormF32Args&);
+    void (*lora_f32)(const LoraF32Args&);
     void (*rotary_f32)(const RotaryF32Args&);
     void (*kv_store[kKvFormats])(const KvStoreArgs&);
     void (*attention[kKvFormats])(const AttentionArgs&);

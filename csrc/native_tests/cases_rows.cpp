@@ -96,6 +96,33 @@ void rms_norm(const KernelTable& table, Record& record) {
                 }
 }
 
+void lora(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (int rows : kRowCounts)
+            for (int rank : {1, 9, 16})
+                for (int k : {1, 16, 37})
+                    for (int n : {1, 16, 83}) {
+                        const GuardedBuffer x(int64_t{rows} * k, 89), down(int64_t{rank} * k, 90);
+                        const GuardedBuffer up(int64_t{rank} * n, 91), y(int64_t{rows} * n, 92);
+                        const GuardedBuffer inner(int64_t{rows} * rank, 93);
+                        if (special) add_specials(x, 94);
+                        table.lora_f32({.x = x.data(),
+                                        .x_stride = k,
+                                        .down = down.data(),
+                                        .up = up.data(),
+                                        .y = y.data(),
+                                        .y_stride = n,
+                                        .out = y.data(),
+                                        .out_stride = n,
+                                        .inner = inner.data(),
+                                        .rows = rows,
+                                        .rank = rank,
+                                        .k = k,
+                                        .n = n});
+                        record.add(y.data(), y.size());
+                    }
+}
+
 void rotary_case(const KernelTable& table, Record& record, int rows, int head_dim, int dimensions, bool interleaved,
                  bool special) {
     constexpr int kHeads = 3, kPositions = 5;
@@ -249,6 +276,7 @@ const std::vector<KernelCases> kRowCases = {
     {"linear_f32", linear},
     {"layer_norm_f32", layer_norm},
     {"rms_norm_f32", rms_norm},
+    {"lora_f32", lora},
     {"rotary_f32", rotary},
     {"softmax_f32", softmax},
     {"activation_f32", activation},

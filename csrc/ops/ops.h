@@ -1,6 +1,7 @@
 // The ops of a Program on the threads of a region. An op validates nothing (the executor already did) and does not
 // depend on an instruction set. Every thread of the region calls it. A barrier follows before its output is read.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -83,6 +84,9 @@ struct LinearOp {
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
+// Of a lora op: rows of a chunk, and the largest rank of an adapter.
+inline constexpr int kLoraRows = 32, kMaxLoraRank = 1024;
+
 // Rounds rows [first, first + rows) of x to rounded.to.
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded);
 
@@ -160,7 +164,8 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
 // Every thread quantizes up to this many activations for itself, which is cheaper than a barrier.
 inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;
 inline constexpr int64_t kLinearOpScratch = kLinearScratch + kAloneWords + kAloneRows;
-inline constexpr int64_t kScratchFloats = kLinearOpScratch > kAttentionScratch ? kLinearOpScratch : kAttentionScratch;
+inline constexpr int64_t kLoraScratch = int64_t{kLoraRows} * kMaxLoraRank;
+inline constexpr int64_t kScratchFloats = std::max({kLinearOpScratch, kAttentionScratch, kLoraScratch});
 
 }  // namespace ops
 }  // namespace fastattn

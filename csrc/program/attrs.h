@@ -56,6 +56,13 @@ struct LinearAttrs {
     bool has_bias = false, has_residual = false;
 };
 
+// Adds the products of the adapters of the step's sequences to the output of a linear.
+struct LoraAttrs {
+    static const OpKind kKind;
+    int32_t target = 0;  // the number that adapters use for this linear
+    Gather rows = Gather::kTokens;
+};
+
 struct ActivationAttrs {
     static const OpKind kKind;
     Activation activation = Activation::kNone;
@@ -115,7 +122,7 @@ struct L2NormalizeAttrs {
 };
 
 using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, ScaleAttrs, LayerNormAttrs, RmsNormAttrs,
-                           RotaryAttrs, LinearAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
-                           GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs>;
+                           RotaryAttrs, LinearAttrs, LoraAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs,
+                           AttentionProbsAttrs, GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs>;
 
 }  // namespace fastattn

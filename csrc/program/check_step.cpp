@@ -1,11 +1,13 @@
 // Validates a step against the Program.
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <string>
 
 #include "core/error.h"
 #include "program/op_kind.h"
 #include "program/step.h"
+#include "weights/adapter.h"
 
 namespace fastattn {
 namespace {
@@ -103,6 +105,24 @@ void check_lengths(const ProgramSpec& spec, const StepInput& step) {
     }
 }
 
+// Checks that the Program applies every part of the caches' adapters, and that the matrices fit its linears.
+void check_adapters(const ProgramSpec& spec, const StepInput& step) {
+    const auto bad = [] { bad_input("caches: expected adapters of this Program, got one of another Program"); };
+    for (const KvCache* cache : step.caches) {
+        const Adapter* adapter = cache->adapter();
+        if (adapter == nullptr) continue;
+        std::set<int32_t> applied;
+        for (const OpSpec& op : spec.ops) {
+            const auto* attrs = op.as<LoraAttrs>();
+            const AdapterPart* part = attrs != nullptr ? adapter->find(attrs->target) : nullptr;
+            if (part == nullptr) continue;
+            if (spec.in(op, 1).width != part->in_features || spec.out(op).width != part->out_features) bad();
+            applied.insert(attrs->target);
+        }
+        if (applied.size() != adapter->parts.size()) bad();
+    }
+}
+
 }  // namespace
 
 const int32_t* index_of(const StepArrays& step, Index index) {
@@ -148,6 +168,7 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
         if (cache.pool() != pool) bad_input("caches: expected caches of this model, got one of another model");
         check_continues(spec, step, s);
     }
+    check_adapters(spec, step);
     check_lengths(spec, step);
     check_key_counts(spec, step);
     check_ids(spec, step, table_rows);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "program/op_kind.h"
+#include "weights/adapter.h"
 
 namespace fastattn {
 namespace {
@@ -80,6 +81,44 @@ void run(const LinearAttrs& attrs, const OpRun& op) {
                  .rounded = op.rounded(),
                  .scratch = op.memory.scratch(),
                  .sink = draws ? op.sampler : nullptr});
+}
+
+// A chunk is some rows of one sequence. Its thread computes both products, so their rank-wide result stays in its
+// cache.
+void run(const LoraAttrs& attrs, const OpRun& op) {
+    const View y = op.in(0), x = op.in(1), out = op.out();
+    const ops::SequenceBlocks* sequences = op.memory.sequences(attrs.rows);
+    const auto chunks_of = [&](int32_t s) {
+        return (sequences[s].q_end - sequences[s].q_begin + ops::kLoraRows - 1) / ops::kLoraRows;
+    };
+    int64_t chunks = 0;
+    for (int32_t s = 0; s < op.step.n_sequences; ++s) chunks += chunks_of(s);
+    op.team.for_chunks(chunks, [&](int64_t chunk) {
+        int32_t s = 0;
+        for (; chunk >= chunks_of(s); ++s) chunk -= chunks_of(s);
+        const int64_t first = sequences[s].q_begin + chunk * ops::kLoraRows;
+        const int64_t rows = std::min<int64_t>(ops::kLoraRows, sequences[s].q_end - first);
+        const Adapter* adapter = op.step.caches.empty() ? nullptr : op.step.caches[static_cast<size_t>(s)]->adapter();
+        const AdapterPart* part = adapter != nullptr ? adapter->find(attrs.target) : nullptr;
+        if (part != nullptr) {
+            op.model.kernels.lora_f32({.x = x.row(first),
+                                       .x_stride = x.stride,
+                                       .down = part->down.floats(),
+                                       .up = part->up.floats(),
+                                       .y = y.row(first),
+                                       .y_stride = y.stride,
+                                       .out = out.row(first),
+                                       .out_stride = out.stride,
+                                       .inner = op.memory.scratch()[op.team.index()],
+                                       .rows = static_cast<int32_t>(rows),
+                                       .rank = part->rank,
+                                       .k = part->in_features,
+                                       .n = part->out_features});
+        } else if (out.data != y.data) {
+            for (int64_t i = first; i < first + rows; ++i)
+                std::memcpy(out.row(i), y.row(i), static_cast<size_t>(out.width) * sizeof(float));
+        }
+    });
 }
 
 void run(const GatherRowsAttrs& attrs, const OpRun& op) {

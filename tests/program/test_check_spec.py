@@ -23,7 +23,7 @@ from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.kinds import KINDS
 from fastattn.graph.quantize import weight_formats
-from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
+from fastattn.graph.rewrites import linear_targets, optimize, with_lora, with_outputs, with_pooling
 from fastattn.models.registry import build
 from fastattn.models.tasks import Task
 from tests.program.test_rewrites import ragged_step
@@ -52,7 +52,9 @@ def loaded(folder: Path, family: str) -> Loaded:
     built = build(checkpoint.config, checkpoint.tensors, task)
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
     programs = [built.program, optimize(marked), marked]
-    if task == "encoder":
+    if task == "causal-lm":
+        programs.append(optimize(with_lora(built.traced, linear_targets(built.traced).values())))
+    else:
         programs += [optimize(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
     engine = _core.Engine(2)
     for program in (built.program, marked):  # the fused weights and those in the file
@@ -98,10 +100,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
     ]
 
 
+def cache_of(executor: _core.Executor, spec: Spec) -> _core.Cache:
+    """Return a cache with an adapter for the first lora op, if the Program has one."""
+    for kind, inputs, output, _, attrs in spec["ops"]:
+        width, depth = (spec["values"][value][1] for value in (output, *inputs[1:2])) if kind == "lora" else (0, 0)
+        if 0 < width < 1000 and 0 < depth < 1000:
+            matrices = (np.ones((2, depth), np.float32), np.ones((2, width), np.float32))
+            return executor.new_cache(_core.Adapter([(attrs["target"], *matrices)]))
+    return executor.new_cache()
+
+
 def run(engine: _core.Engine, spec: Spec, *, cached: bool) -> list[Any]:
     executor = _core.Executor(engine, spec)
     step = ragged_step(np.random.default_rng(3))
-    caches = [executor.new_cache() for _ in range(3)] if cached else None
+    caches = [executor.new_cache() for _ in range(2)] + [cache_of(executor, spec)] if cached else None
     return executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted, step.token_type_ids, caches)
 
 
@@ -119,7 +131,7 @@ WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positio
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
          "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows", "size",
          "window", "softcap", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
-         "unheard")  # fmt: skip
+         "target", "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)
 anything = st.one_of(numbers, st.sampled_from(WORDS), st.booleans(), st.floats(), st.none(), st.just([]))

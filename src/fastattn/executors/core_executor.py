@@ -15,6 +15,7 @@ from fastattn.errors import InputError
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output, requested
 from fastattn.graph.ir import Program, Step
+from fastattn.graph.kinds import LoraAdapter
 from fastattn.graph.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -82,9 +83,17 @@ class CoreExecutor:
         """Return a page with these bytes, uint8 [kv_page_bytes]; see `fastattn.graph.executor.PagedExecutor`."""
         return self._open().new_page(data)
 
-    def new_cache(self) -> _core.Cache:
-        """Return an empty KV cache for one sequence."""
-        return self._open().new_cache()
+    def new_cache(self, adapter: LoraAdapter | None = None) -> _core.Cache:
+        """Return an empty KV cache for one sequence; see `fastattn.graph.executor.Executor`."""
+        if adapter is None:
+            return self._open().new_cache()
+        if self._module is not _core:
+            raise InputError("adapter: expected a model on the CPU, got one on a GPU; load it with device='cpu'")
+        packed = adapter.packed.get("cpu")
+        if packed is None:
+            parts = [(part.target, part.down, np.ascontiguousarray(part.up.T)) for part in adapter.parts]
+            packed = adapter.packed.setdefault("cpu", _core.Adapter(parts))
+        return self._open().new_cache(packed)
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""

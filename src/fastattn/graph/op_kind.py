@@ -31,7 +31,10 @@ class Parameter:
 
 
 class PastKeys(Protocol):
-    """A KV cache, as formulas read it."""
+    """A KV cache, as formulas read it. adapter: the LoraAdapter of its sequence, or None."""
+
+    @property
+    def adapter(self) -> Any: ...
 
     def past(self, layer: int) -> tuple[Floats, Floats]: ...
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
+from fastattn.graph.kinds.lora import LORA, LoraAdapter, LoraPart
 from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, SCALE, layer_norm, rms_norm, scale
 from fastattn.graph.kinds.rotary import ROTARY, rotary
 from fastattn.graph.kinds.rows import (
@@ -35,6 +36,8 @@ __all__ = [
     "KINDS",
     "ROWS_OF",
     "Activation",
+    "LoraAdapter",
+    "LoraPart",
     "Pooling",
     "Selection",
     "activate",
@@ -62,6 +65,7 @@ KINDS: Mapping[str, OpKind] = {
         SCALE,
         ROTARY,
         LINEAR,
+        LORA,
         ACTIVATION,
         SLICE,
         ATTENTION,
