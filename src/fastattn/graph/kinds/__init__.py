@@ -12,9 +12,22 @@ from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
 from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, SCALE, layer_norm, rms_norm, scale
+from fastattn.graph.kinds.recurrent import (
+    GRU,
+    LSTM,
+    SEQUENCE_PROBS,
+    WEIGHTED_SUM,
+    Projection,
+    gru,
+    lstm,
+    sequence_probs,
+    weighted_sum,
+)
 from fastattn.graph.kinds.rotary import ROTARY, rotary
 from fastattn.graph.kinds.rows import (
+    CONCAT,
     EMBEDDING,
+    FEATURES,
     GATHER_ROWS,
     POOL,
     ROWS_OF,
@@ -22,7 +35,9 @@ from fastattn.graph.kinds.rows import (
     WINDOW_ROWS,
     Pooling,
     Selection,
+    concat,
     embedding,
+    features,
     gather_rows,
     pool,
     split,
@@ -36,18 +51,25 @@ __all__ = [
     "ROWS_OF",
     "Activation",
     "Pooling",
+    "Projection",
     "Selection",
     "activate",
     "attention",
+    "concat",
     "embedding",
+    "features",
     "gather_rows",
+    "gru",
     "layer_norm",
     "linear",
+    "lstm",
     "pool",
     "rms_norm",
     "rotary",
     "scale",
+    "sequence_probs",
     "split",
+    "weighted_sum",
     "window_rows",
 ]
 
@@ -70,5 +92,11 @@ KINDS: Mapping[str, OpKind] = {
         POOL,
         WINDOW_ROWS,
         L2_NORMALIZE,
+        FEATURES,
+        CONCAT,
+        LSTM,
+        GRU,
+        SEQUENCE_PROBS,
+        WEIGHTED_SUM,
     )
 }
