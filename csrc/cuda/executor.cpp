@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "core/error.h"
+#include "program/op_kind.h"
 #include "runtime/fork_local.h"
 
 namespace fastattn::cuda {

@@ -83,6 +83,10 @@ struct LinearOp {
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
+// The same on the calling thread alone, for 1 to most_alone(op.weights) rows (which may be 0), without sink.
+void linear_alone(int thread, const KernelTable& kernels, const LinearOp& op);
+int64_t most_alone(const Matrix& weights);
+
 // Rounds rows [first, first + rows) of x to rounded.to.
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded);
 

@@ -29,25 +29,24 @@ struct States {
     }
 };
 
+// Some sequences that take their steps together: rows [first, first + count) of the states. All threads of the team
+// work on them or, if `alone`, only the calling thread.
 class Recurrence {
 public:
-    Recurrence(Team& team, const KernelTable& kernels, const RecurrentOp& op)
-        : team_(team), kernels_(kernels), op_(op), states_(op, op.room) {}
+    Recurrence(Team& team, const KernelTable& kernels, const RecurrentOp& op, bool alone)
+        : team_(team), kernels_(kernels), op_(op), states_(op, op.room), alone_(alone) {}
 
-    void run() {
-        team_.for_chunks(op_.n_sequences, [&](int64_t i) { begin(i); });
-        team_.barrier();
-        int64_t running = op_.n_sequences;
+    void run(int64_t first, int64_t count) {
+        first_ = first;
+        each(count, [&](int64_t i) { begin(i); });
         for (int32_t t = 0;; ++t) {
-            while (running > 0 && length(running - 1) <= t) --running;
-            if (running == 0) return;
-            product(states_.h, states_.gates, op_.weights, op_.bias, running);
-            team_.for_chunks(running, [&](int64_t i) { cell(i, t); });
-            team_.barrier();
+            while (count > 0 && length(first + count - 1) <= t) --count;
+            if (count == 0) return;
+            product(states_.h, states_.gates, op_.weights, op_.bias, count);
+            each(count, [&](int64_t i) { cell(i, t); });
             if (op_.projection.panels == nullptr) continue;
-            product(states_.y, states_.h, op_.projection, nullptr, running);
-            team_.for_chunks(running, [&](int64_t i) { finish(i, t); });
-            team_.barrier();
+            product(states_.y, states_.h, op_.projection, nullptr, count);
+            each(count, [&](int64_t i) { finish(i, t); });
         }
     }
 
@@ -70,11 +69,24 @@ private:
         if (!op_.gru) copy(c, state + op_.width, op_.hidden);
     }
 
-    void product(View x, View out, const Matrix& weights, const float* bias, int64_t rows) const {
-        x.rows = out.rows = rows;
-        linear(
-            team_, kernels_,
-            {.x = x, .out = out, .weights = weights, .bias = bias, .quantized = op_.quantized, .scratch = op_.scratch});
+    // Calls work(i) for the rows of the states, and waits for all threads.
+    template <class F>
+    void each(int64_t count, const F& work) {
+        if (alone_) {
+            for (int64_t i = first_; i < first_ + count; ++i) work(i);
+            return;
+        }
+        team_.for_chunks(count, [&](int64_t i) { work(first_ + i); });
+        team_.barrier();
+    }
+
+    void product(View x, View out, const Matrix& weights, const float* bias, int64_t count) {
+        x.data = x.row(first_), out.data = out.row(first_);
+        x.rows = out.rows = count;
+        const LinearOp op{
+            .x = x, .out = out, .weights = weights, .bias = bias, .quantized = op_.quantized, .scratch = op_.scratch};
+        if (alone_) return linear_alone(team_.index(), kernels_, op);
+        linear(team_, kernels_, op);
         team_.barrier();
     }
 
@@ -104,6 +116,8 @@ private:
     const KernelTable& kernels_;
     const RecurrentOp& op_;
     States states_;
+    bool alone_;
+    int64_t first_ = 0;
 };
 
 }  // namespace
@@ -117,8 +131,21 @@ int64_t recurrent_room(int64_t n_sequences, int64_t gates, int64_t width, int64_
            (recurrent_stride(gates) + recurrent_stride(width) + recurrent_stride(hidden) + recurrent_stride(hidden));
 }
 
+// If the weights are small, every thread takes some sequences for itself, because a step is not much longer than a
+// barrier. Otherwise all threads share the weights in each step, which come from memory.
 void recurrent(Team& team, const KernelTable& kernels, const RecurrentOp& op) {
-    if (op.n_sequences > 0) Recurrence(team, kernels, op).run();
+    constexpr int64_t kSmallBytes = int64_t{2} << 20;
+    const int64_t bytes = op.weights.count * op.weights.panel_bytes + op.projection.count * op.projection.panel_bytes;
+    if (op.n_sequences == 0) return;
+    int64_t most = most_alone(op.weights);
+    if (op.projection.panels != nullptr) most = std::min(most, most_alone(op.projection));
+    if (bytes > kSmallBytes || most < 1) return Recurrence(team, kernels, op, /*alone=*/false).run(0, op.n_sequences);
+    const int64_t shares = int64_t{2} * team.size();
+    const int64_t size = std::clamp<int64_t>((op.n_sequences + shares - 1) / shares, 1, most);
+    team.for_chunks((op.n_sequences + size - 1) / size, [&](int64_t chunk) {
+        const int64_t first = chunk * size;
+        Recurrence(team, kernels, op, /*alone=*/true).run(first, std::min(size, op.n_sequences - first));
+    });
 }
 
 void sequence_probs(Team& team, const KernelTable& kernels, const SequenceProbsOp& op) {

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.elmo import ElmoEmbedder
     from fastattn.tasks.embedding_cache import EmbeddingCache
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
@@ -83,6 +84,7 @@ _HOME = {
     "check_folder": "fastattn.tasks.check_folder",
     "VerifyReport": "fastattn.tasks.verify_model",
     "verify_model": "fastattn.tasks.verify_model",
+    "ElmoEmbedder": "fastattn.tasks.elmo",
     "EmbeddingCache": "fastattn.tasks.embedding_cache",
     "SparseEncoder": "fastattn.tasks.sparse_encoder",
     "MultiVectorEncoder": "fastattn.tasks.multi_vector_encoder",
@@ -117,6 +119,7 @@ __all__ = [
     "ContextLengthError",
     "CrossEncoder",
     "DTypeError",
+    "ElmoEmbedder",
     "EmbeddingCache",
     "FastTextKeyedVectors",
     "FastattnError",

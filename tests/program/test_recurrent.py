@@ -14,15 +14,27 @@ from fastattn.executors.cpu import CpuExecutor
 from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.cost import ALL_FLOAT32, StepShape
 from fastattn.graph.ir import Program
-from fastattn.graph.kinds import KINDS, embedding, features, gather_rows, gru, lstm, sequence_probs, weighted_sum
+from fastattn.graph.kinds import (
+    KINDS,
+    Projection,
+    embedding,
+    features,
+    gather_rows,
+    gru,
+    linear,
+    lstm,
+    sequence_probs,
+    weighted_sum,
+)
 from fastattn.graph.kinds import window_rows as windows
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tokens, Tracer, Weights
 from fastattn.tasks.op_errors import every_value
-from tests.reference.decoder_program import AllNames, DecoderProgram, step_of
+from tests.reference.decoder_program import AllNames, DecoderProgram, random_sources, step_of
 from tests.reference.recurrent_program import HIDDEN, PROJECTED, recurrent_program, recurrent_step
 from tests.reference.targets import assert_same_on_targets, printed_on_targets
 
+WIDE = 900
 CELLS = ("lstm", "gru", "elmo")
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 LENGTHS = (1, 2, 17, 40)
@@ -86,6 +98,35 @@ def test_same_bits(kind: str, dtype: str) -> None:
                 assert n == 0 or row.tobytes() == np.asarray(expected[n]["z"]).tobytes()
     plain = CpuExecutor(made.program, made.sources, dtype=dtype, threads=2).run(recurrent_step(17))
     assert np.asarray(plain["z"]).tobytes() == np.asarray(expected[17]["z"]).tobytes()
+
+
+def wide(kind: str) -> DecoderProgram:
+    """Trace one layer whose weights are so large that all threads share them."""
+    tracer = Tracer()
+    w, x = Weights(tracer, AllNames()), features(tracer, 0, "tokens", 3)
+    part = linear(x, w["input"], (3 if kind == "gru" else 4) * WIDE)
+    if kind == "gru":
+        y = gru(part, w["hidden"], WIDE)
+    else:
+        down = Projection(w["down"], WIDE - 30, 0.5) if kind == "elmo" else None
+        y = lstm(part, w["hidden"], WIDE, reverse=True, cells=True, projection=down)
+    program = tracer.program({"y": y}, 100)
+    return DecoderProgram(program, random_sources(program, scaled=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_same_bits_of_large_weights(kind: str, dtype: str) -> None:
+    made, lengths = wide(kind), (1, 3, 0, 4)
+    expected = {n: executor_of(made, dtype=dtype, threads=1).run(recurrent_step(n))["y"] for n in set(lengths)}
+    if dtype == "float32":
+        exact = np.asarray(NumpyExecutor(made.program, made.sources).run(recurrent_step(4))["y"])
+        # four steps, each with sums of WIDE terms whose magnitudes add up to less than 30, and a few functions
+        assert np.abs(expected[4] - exact).max() <= 4 * (WIDE + 40) * 30 * 2.0**-24
+    for threads in (1, 2):
+        found = executor_of(made, dtype=dtype, threads=threads).run(recurrent_step(*lengths))["y"]
+        for n, rows in zip(lengths, np.split(found, np.cumsum(lengths)[:-1]), strict=True):
+            assert rows.tobytes() == np.asarray(expected[n]).tobytes()
 
 
 PRINT = """
