@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fastattn.tasks.multi_vector_encoder import MultiVectorEncoder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
+    from fastattn.tasks.recurrent_seq2seq import RecurrentSeq2Seq
     from fastattn.tasks.sentence_transformer import SentenceTransformer
     from fastattn.tasks.sparse_encoder import SparseEncoder
     from fastattn.tasks.verify_model import VerifyReport, verify_model
@@ -95,6 +96,7 @@ _HOME = {
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
+    "RecurrentSeq2Seq": "fastattn.tasks.recurrent_seq2seq",
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
@@ -137,6 +139,7 @@ __all__ = [
     "OutOfMemory",
     "QualityReport",
     "ReadOnlyError",
+    "RecurrentSeq2Seq",
     "SentenceTransformer",
     "SparseEncoder",
     "TextCrossEncoder",

@@ -18,8 +18,8 @@ from fastattn.checkpoint.hdf5 import Hdf5File
 from fastattn.checks import check_count, check_flag, check_number, check_path, quote
 from fastattn.errors import DTypeError, InputError, ModelNotFoundError
 from fastattn.graph.executor import Executor
-from fastattn.graph.ir import Step
 from fastattn.models.elmo import ElmoConfig, boundaries, characters_of, read_options, sentence_program, word_program
+from fastattn.models.ragged_step import ragged_step
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -80,7 +80,7 @@ class ElmoEmbedder:
         spelled = [[ends[0], *(tuple(characters_of(word, config)) for word in sentence), ends[1]] for sentence in full]
         vectors = self._embed_words(list(dict.fromkeys(word for words in spelled for word in words)))
         rows = np.stack([vectors[word] for words in spelled for word in words])
-        step = _step([len(words) for words in spelled], features=(rows,))
+        step = ragged_step([len(words) for words in spelled], features=(rows,))
         found = self._sentences.run(step)
         layers = np.stack([np.asarray(found[f"layers.{i}"], np.float32) for i in range(config.n_layers + 1)])
         parts = iter(np.split(layers, step.cu_seqlens[1:-1], axis=1))
@@ -140,17 +140,9 @@ class ElmoEmbedder:
         for begin in range(0, len(words), _WORDS_AT_ONCE):
             part = words[begin : begin + _WORDS_AT_ONCE]
             ids = np.array([character for word in part for character in word], np.int32)
-            rows = np.asarray(self._words.run(_step([len(word) for word in part], ids=ids))["words"], np.float32)
+            rows = np.asarray(self._words.run(ragged_step([len(word) for word in part], ids=ids))["words"], np.float32)
             vectors.update(zip(part, rows, strict=True))
         return vectors
-
-
-def _step(lengths: Sequence[int], *, ids: NDArray[np.int32] | None = None, features: tuple[Vectors, ...] = ()) -> Step:
-    """Return a step of sequences of these lengths."""
-    ends = np.cumsum([0, *lengths], dtype=np.int32)
-    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-    token_ids = np.zeros(ends[-1], np.int32) if ids is None else ids
-    return Step(token_ids, ends, positions, np.zeros(0, np.int32), features=features)
 
 
 def _checked(sentence: Any, index: int) -> list[str]:
