@@ -32,7 +32,7 @@ class ElmoEmbedder:
     """Embeds tokenized sentences with all layers of ELMo (Peters et al. 2018). The names are those of allennlp 0.9.
 
     config: the options of the model. A sentence has the same bits in every batch: the state of the LSTMs begins with
-    zeros. (allennlp continues with the state of the batch before.)
+    zeros. allennlp continues with the state of the batch before.
     """
 
     def __init__(
