@@ -309,6 +309,7 @@ private:
                        SlicePrefetch& prefetch) {
         const int64_t a_bytes = args_.a_stride * kWordBytes;
         if (block.tiles == 1) {
+            if (slice.last) writer_.prefetch(block.row, block.rows, c_column_);
             multiply_block<kFormat, 1, kActivation>(a, a_bytes, slice, tail_, 0, sums, prefetch, writer_);
             if (!slice.last) return;
             finish(block, sums, 0, slice.steps);

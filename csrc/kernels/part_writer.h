@@ -25,6 +25,15 @@ class PartWriter {
 public:
     explicit PartWriter(const LinearArgs& args)
         : args_(args), bfloat16_(kFormat == Format::kBfloat16 && args.c_bfloat16), stream_(args.c_stream) {}
+    // Prefetches the lines of a panel's output. Another core may have them, and what this core reads later waits for
+    // them to be written.
+    void prefetch(int row, int rows, int c_column) const {
+        if (stream_) return;
+        const float* c = args_.c + row * args_.c_stride + (bfloat16_ ? c_column / 2 : c_column);
+        const int lines = bfloat16_ ? 2 : 4;
+        for (int i = 0; i < rows; ++i, c += args_.c_stride)
+            for (int j = 0; j < lines; ++j) asm volatile("prefetchw %0" : : "m"(c[j * kLanes]));
+    }
     // Starts to write `part`, spread over `calls` calls of step().
     void start(const FinishedPart& part, int64_t calls) {
         write_all();

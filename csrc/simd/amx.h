@@ -22,27 +22,39 @@ constexpr int kTileBytes = 1024;  // of a whole tile
 //          2 3  (second rows)      5
 //     columns 6 7                               columns 5, 6, 7, 5
 //
+// The configurations are constants. Loading one that was just written would wait for all earlier writes of the core,
+// such as results that must first be fetched from another core.
+struct TileConfigs {
+    struct alignas(64) Config {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+    Config of_rows[2 * kTileWords + 1];
+
+    constexpr TileConfigs() {
+        for (int rows = 1; rows <= 2 * kTileWords; ++rows) {
+            const int first = rows < kTileWords ? rows : kTileWords;
+            const int second = rows <= kTileWords || rows == 2 * kTileWords ? first : rows - kTileWords;
+            const int of_tile[8] = {
+                first, first, second, second, first, rows <= kTileWords ? kTileWords : second, kTileWords, kTileWords};
+            for (int t = 0; t < 8; ++t) {
+                of_rows[rows].row_bytes[t] = 64;
+                of_rows[rows].rows[t] = static_cast<uint8_t>(of_tile[t]);
+            }
+        }
+    }
+};
+constexpr TileConfigs kTileConfigs;
+
 // Context switches of a thread are slower while its tiles are in use, so a kernel releases them when it returns.
 class TileRegisters {
 public:
     // For `rows` rows: whole tiles for 32 or more, nothing for 0.
     explicit TileRegisters(int rows) : in_use_(rows > 0) {
         if (!in_use_) return;
-        struct alignas(64) Config {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } config;
-        const int first = rows < kTileWords ? rows : kTileWords;
-        const int second = rows <= kTileWords || rows >= 2 * kTileWords ? first : rows - kTileWords;
-        const int of_tile[8] = {first,      first,     second, second, first, rows <= kTileWords ? kTileWords : second,
-                                kTileWords, kTileWords};
-        for (int t = 0; t < 8; ++t) {
-            config.row_bytes[t] = 64;
-            config.rows[t] = static_cast<uint8_t>(of_tile[t]);
-        }
         FA_TILE_READY();
-        _tile_loadconfig(&config);
+        _tile_loadconfig(&kTileConfigs.of_rows[rows < 2 * kTileWords ? rows : 2 * kTileWords]);
     }
     ~TileRegisters() {
         if (in_use_) _tile_release();
