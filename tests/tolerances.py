@@ -68,6 +68,8 @@ def activation(name: str, x: F64, reference: F64) -> F64:
     if name == "silu":
         # where e^-x overflows (beyond 88.7) the result is 0: the error is less than 2^-120
         return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
+    if name == "sigmoid":
+        return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
     if name == "gelu_tanh":
         # the exponent has three roundings and two rounded constants; x / (1 + e^y) does not enlarge this error
         y = math.sqrt(8 / math.pi) * (np.abs(x) + 0.044715 * np.abs(x) ** 3)

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -377,6 +378,58 @@ py::tuple exp_sum_f32(const std::string& target, const py::array& x, float shift
     return py::make_tuple(out, sum, sum_alone, log_sum);
 }
 
+// One step of a cell: (output, new state).
+template <auto kernel, int gates>
+py::tuple cell(const std::string& target, const py::array& x, const py::array& sums, const py::array& state,
+               float clip) {
+    const Rows in = rows_of("x", x, 1), added = rows_of("sums", sums, 1, in.n);
+    const Rows before = rows_of("state", state, 1, in.n / gates);
+    py::array_t<float> out(before.n), after(before.n);
+    std::copy(before.data, before.data + before.n, after.mutable_data());
+    (kernels_of(target).*kernel)({.x = in.data,
+                                  .sums = added.data,
+                                  .state = after.mutable_data(),
+                                  .out = out.mutable_data(),
+                                  .n = before.n,
+                                  .clip = clip});
+    return py::make_tuple(out, after);
+}
+
+py::array clip_f32(const std::string& target, const py::array& x, float clip) {
+    const Rows in = rows_of("x", x, 1);
+    py::array_t<float> out(in.n);
+    kernels_of(target).clip_f32({.x = in.data, .out = out.mutable_data(), .n = in.n, .clip = clip});
+    return out;
+}
+
+py::array query_scores_f32(const std::string& target, const py::array& query, const py::array& keys,
+                           const MaybeArray& weight) {
+    const Rows rows = rows_of("keys", keys), q = rows_of("query", query, 1, rows.n);
+    const Rows w = rows_of("weight", weight, 1, rows.n);
+    py::array_t<float> out(rows.rows);
+    kernels_of(target).query_scores_f32({.query = q.data,
+                                         .keys = rows.data,
+                                         .keys_stride = rows.stride,
+                                         .weight = w.data,
+                                         .out = out.mutable_data(),
+                                         .rows = rows.rows,
+                                         .n = rows.n});
+    return out;
+}
+
+py::array weighted_sum_f32(const std::string& target, const py::array& weights, const py::array& x) {
+    const Rows rows = rows_of("x", x), w = rows_of("weights", weights, 1, rows.rows);
+    py::array_t<float> out(rows.n);
+    kernels_of(target).weighted_sum_f32({.weights = w.data,
+                                         .weights_stride = 1,
+                                         .x = rows.data,
+                                         .x_stride = rows.stride,
+                                         .out = out.mutable_data(),
+                                         .rows = rows.rows,
+                                         .n = rows.n});
+    return out;
+}
+
 }  // namespace
 
 void register_kernels(py::module_& module) {
@@ -412,6 +465,13 @@ void register_kernels(py::module_& module) {
     m.def("multiply_f32", &combine<&KernelTable::multiply_f32>, target, x, py::arg("y"));
     m.def("pool_f32", &pool_f32, target, x, py::kw_only(), py::arg("kind"));
     m.def("l2_normalize_f32", &l2_normalize_f32, target, x, py::kw_only(), py::arg("eps"));
+    const py::arg sums("sums"), state("state");
+    m.def("lstm_cell_f32", &cell<&KernelTable::lstm_cell_f32, 4>, target, x, sums, state, py::arg("clip") = 0.0f);
+    m.def("gru_cell_f32", &cell<&KernelTable::gru_cell_f32, 3>, target, x, sums, state, py::arg("clip") = 0.0f);
+    m.def("clip_f32", &clip_f32, target, x, py::kw_only(), py::arg("clip"));
+    m.def("query_scores_f32", &query_scores_f32, target, py::arg("query"), py::arg("keys"), py::kw_only(),
+          py::arg("weight") = none);
+    m.def("weighted_sum_f32", &weighted_sum_f32, target, py::arg("weights"), x);
     m.def("argmax_f32", &argmax_f32, target, x);
     m.def("find_f32", &find_f32, target, x, py::kw_only(), py::arg("threshold"));
     m.def("exp_sum_f32", &exp_sum_f32, target, x, py::kw_only(), py::arg("shift"));

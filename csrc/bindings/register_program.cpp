@@ -74,12 +74,16 @@ py::list packed(Engine& engine, const std::string& name) {
 
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
              const py::array& wanted, const std::optional<py::array>& token_type_ids, const Caches& caches,
-             const py::object& out, const std::optional<py::array>& key_counts) {
+             const py::object& out, const std::optional<py::array>& key_counts, const py::sequence& features) {
     StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
     if (key_counts) {
         step.key_counts = data_of<int32_t>("key_counts", *key_counts, 1);
         if (key_counts->size() != step.n_sequences)
             throw Error(ErrorKind::kInput, "key_counts: expected one per sequence");
+    }
+    for (const py::handle& item : features) {
+        const auto rows = item.cast<py::array>();
+        step.features.push_back({data_of<float>("features", rows, 2), rows.shape(0), rows.shape(1)});
     }
     const CacheGuard guard(step.caches);
     py::list arrays;
@@ -198,7 +202,7 @@ void register_executor(py::module_& m) {
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
              py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none(),
-             py::arg("key_counts") = py::none());
+             py::arg("key_counts") = py::none(), py::arg("features") = py::tuple());
 }
 
 }  // namespace

@@ -47,6 +47,12 @@ struct Executor::OpRun {
     void launch(const PoolAttrs& attrs) const;
     void launch(const WindowRowsAttrs& attrs) const;
     void launch(const LoraAttrs& attrs) const;
+    void launch(const FeaturesAttrs&) const {}  // the constructor refuses these
+    void launch(const ConcatAttrs&) const {}
+    void launch(const LstmAttrs&) const {}
+    void launch(const GruAttrs&) const {}
+    void launch(const SequenceProbsAttrs&) const {}
+    void launch(const WeightedSumAttrs&) const {}
     void launch(const AttentionAttrs& attrs) const;
     void launch(const AttentionProbsAttrs& attrs) const;
 

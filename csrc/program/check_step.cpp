@@ -123,6 +123,23 @@ void check_adapters(const ProgramSpec& spec, const StepInput& step) {
     }
 }
 
+// Checks that the step has the rows that the ops `features` read.
+void check_features(const ProgramSpec& spec, const StepInput& step) {
+    for (const OpSpec& op : spec.ops) {
+        const auto* attrs = op.as<FeaturesAttrs>();
+        if (attrs == nullptr) continue;
+        const auto index = static_cast<size_t>(attrs->index);
+        const int64_t rows = step.rows(spec.out(op).rows), width = spec.out(op).width;
+        const FeatureRows found = index < step.features.size() ? step.features[index] : FeatureRows{nullptr, 0, 0};
+        if (index < step.features.size() && found.rows == rows && found.width == width) continue;
+        const auto shape = [](int64_t r, int64_t w) {
+            return "[" + std::to_string(r) + ", " + std::to_string(w) + "]";
+        };
+        bad_input("features: expected " + shape(rows, width) + " at index " + std::to_string(index) + ", got " +
+                  (index < step.features.size() ? shape(found.rows, found.width) : "none"));
+    }
+}
+
 }  // namespace
 
 const int32_t* index_of(const StepArrays& step, Index index) {
@@ -171,6 +188,7 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
     check_adapters(spec, step);
     check_lengths(spec, step);
     check_key_counts(spec, step);
+    check_features(spec, step);
     check_ids(spec, step, table_rows);
 }
 

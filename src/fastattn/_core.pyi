@@ -73,6 +73,7 @@ class Executor:
         caches: Sequence[Cache] | None = None,
         out: Any = None,
         key_counts: _Ints | None = None,
+        features: Sequence[NDArray[np.float32]] = ...,
     ) -> list[Any]: ...
     def draw(
         self,

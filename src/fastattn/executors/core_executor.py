@@ -106,7 +106,7 @@ class CoreExecutor:
             step.token_type_ids,
             self._caches(step),
             *self._run_arguments(names),
-            **self._key_counts(step),
+            **self._options(step),
         )
         found = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: _shaped(self._program, name, found[name], step) for name in names}
@@ -146,9 +146,10 @@ class CoreExecutor:
     def _new_executor(self, program: Program) -> _core.Executor:
         """Return the module's executor of a Program over the loaded weights."""
 
-    def _key_counts(self, step: Step) -> dict[str, Any]:
-        """Return the argument of the module's `run` for `Step.key_counts`."""
-        return {} if step.key_counts is None else {"key_counts": step.key_counts}
+    def _options(self, step: Step) -> dict[str, Any]:
+        """Return the arguments of the module's `run` for the key_counts and features of a step."""
+        options: dict[str, Any] = {} if step.key_counts is None else {"key_counts": step.key_counts}
+        return options | ({"features": step.features} if step.features else {})
 
     def _run_arguments(self, names: Sequence[str]) -> tuple[Any, ...]:
         """Return further arguments of the module's `run`, if it takes any."""

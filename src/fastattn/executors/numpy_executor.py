@@ -195,7 +195,7 @@ class _Run:
     def __init__(
         self, program: Program, weights: Mapping[str, Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
-        self.weights, self.step, self.caches = weights, step, caches
+        self.weights, self.step, self.caches, self._program = weights, step, caches, program
         self.sources: dict[int, Op] = {}  # value -> the op that computed its numbers
         for op in program.ops:
             passes_on = op.kind == "lora" or KINDS[op.kind].reads in ("view", "gather")
@@ -210,6 +210,14 @@ class _Run:
                 raise ContextLengthError(
                     f"sequence {sequence}: {total} positions, the model has {program.max_positions}"
                 )
+
+    def rows_of(self, value: int) -> str:
+        return self._program.values[value].rows
+
+    def shape_of(self, value: int) -> tuple[int, int]:
+        step = self.step
+        counts = {"tokens": len(step.token_ids), "wanted": len(step.wanted), "sequences": len(self.spans)}
+        return counts[self.rows_of(value)], self._program.values[value].width
 
     def commit(self) -> None:
         """Store the keys and values of the step in the caches."""

@@ -53,6 +53,12 @@ class Run(Protocol):
     sources: Mapping[int, Op]
     fresh: list[tuple[Any, int, Floats, Floats]]
 
+    def rows_of(self, value: int) -> str:
+        """Return the kind of rows of a value."""
+
+    def shape_of(self, value: int) -> tuple[int, int]:
+        """Return the rows and columns of a value in this step."""
+
 
 def no_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:
     """Return no cost, for ops that neither multiply nor read weights."""
