@@ -91,8 +91,8 @@ for turn in range(12):
         sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
     timer = threading.Timer(0.01 + 0.05 * delays.random(), interrupt)
-    timer.start()
     try:
+        timer.start()
         while True:
             text(0, 400)
     except KeyboardInterrupt:
@@ -255,7 +255,8 @@ errors = []
 
 def long():
     try:
-        lm.generate([1, 2], max_new_tokens=500, eos_token_id=-1)
+        while True:
+            lm.generate([1, 2], max_new_tokens=500, eos_token_id=-1)
     except fa.errors.InputError as error:
         errors.append("was closed" in str(error) or "after close()" in str(error))
 

@@ -30,16 +30,17 @@ def step(self):
     return draws
 
 def interrupt():
-    sent.set()
     os.kill(os.getpid(), signal.SIGINT)
+    sent.set()
 
 for work in ("prompts", "tokens", "stream"):
     for delay in (0.05, 0.13, 0.21):
         sent.clear()
         after.clear()
         Scheduler.step = step
-        threading.Timer(delay, interrupt).start()
+        timer = threading.Timer(delay, interrupt)
         try:
+            timer.start()
             while True:
                 if work == "prompts":
                     model.generate([[7] * 400] * 64, max_new_tokens=1, eos_token_id=-1)
@@ -48,6 +49,7 @@ for work in ("prompts", "tokens", "stream"):
                 else:
                     list(model.stream([1, 2, 3], max_new_tokens=400, eos_token_id=-1))
         except KeyboardInterrupt:
+            timer.join()
             Scheduler.step = plain_step
             print(work, len(after))
         assert model.generate([1, 2, 3], max_new_tokens=5).tolist() == before

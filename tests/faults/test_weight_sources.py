@@ -260,9 +260,8 @@ def compute(begin, end):
     if not sent.is_set():
         sent.set()
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    for _ in range(3000):
+    while True:  # until the interrupt
         WAIT
-    return np.ones((end - begin, 12), np.float32)
 
 try:
     engine.load("w", "matrix", "int4", [("w", "F32", 300, 12, (compute, 64))])

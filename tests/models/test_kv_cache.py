@@ -21,6 +21,7 @@ from fastattn.graph.rewrites import optimize, with_outputs
 from tests import tolerances
 from tests.models.test_layouts import same
 from tests.reference.checkpoints import write_gpt2
+from tests.reference.hang import HANG_SECONDS
 
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 
@@ -175,7 +176,7 @@ def test_fault_49_one_cache_in_many_threads(lm: CausalLM) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG_SECONDS)
     assert fed
     assert 0 <= cache.length <= 16
     feed_one(lm, fresh := lm.new_cache())

@@ -24,12 +24,13 @@ from fastattn.server.run import Server, bind, config_of
 from fastattn.tasks.demo import demo_model
 from fastattn.tokenizer import load_tokenizer
 from tests.reference import checkpoints
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.sentence_folders import entry, write_json
 from tests.tasks.structured_models import write_model
 from tests.tasks.tokenizers import write_bert, write_gpt2
 from tests.tasks.toy import ToyModel
 
-WAIT = 20.0  # seconds until a test gives up; no test waits that long
+WAIT = float(HANG_SECONDS)  # seconds until a test gives up; no test waits that long
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

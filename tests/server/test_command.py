@@ -25,7 +25,6 @@ from tests.reference.package import PYTHON_ENVIRONMENT
 from tests.server.live import WAIT
 from tests.server.test_limits import eventually
 
-START = 60.0  # seconds to import and load on a busy machine
 
 
 class Command:
@@ -54,13 +53,13 @@ class Command:
 
     @property
     def url(self) -> str:
-        assert self._listening.wait(START)
+        assert self._listening.wait(WAIT)
         return str(next(line["url"] for line in self.lines if line["event"] == "listening"))
 
     def end(self, number: int | None = None) -> int:
         if number is not None:
             self.process.send_signal(number)
-        code = self.process.wait(START)
+        code = self.process.wait(WAIT)
         self._reader.join(WAIT)
         return code
 
@@ -92,7 +91,7 @@ def test_sigterm_finishes_the_running_request(folders: dict[str, Path], tmp_path
         httpx.Client(base_url="http://a", transport=transport, timeout=WAIT) as other,
     ):
         assert server.url == f"unix:{path}"
-        client.settimeout(START)
+        client.settimeout(WAIT)
         client.connect(path)
         client.sendall(head.encode() + b"\r\n\r\n" + data)
         received = client.recv(100)
@@ -187,6 +186,6 @@ def test_nothing_else_imports_the_extra() -> None:
         "print([m for m in ('starlette', 'uvicorn', 'prometheus_client', 'asyncio') if m in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], env=PYTHON_ENVIRONMENT, capture_output=True, text=True, timeout=START, check=True
+        [sys.executable, "-c", code], env=PYTHON_ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=True
     )
     assert run.stdout == "[]\n"

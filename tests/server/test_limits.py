@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,8 @@ def test_a_slow_reader_does_not_hold_the_others(slow_model: tuple[SlowModel, Ser
         with server.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.sendall(raw_request({**BODY, "max_tokens": 4000, "n": 8, "logprobs": 20, "stream": True}))
+            assert client.recv(12).startswith(b"HTTP/1.1 ")  # its time limit is set; the others have more time
+            server.app.options = replace(server.app.options, request_timeout_s=WAIT)
             assert post(server).status_code == 200
             eventually(lambda: server.app.generating.running == 0, "the request ended")
         eventually(lambda: model.executor.open_caches == 0, "its caches are closed")
@@ -320,6 +323,7 @@ def test_encoding_stops_between_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
             assert began.wait(WAIT)
         with server.client() as other:  # its thread still runs, so its place is taken
+            eventually(lambda: not server.server.server_state.tasks, "the client is gone")
             assert other.post("/embed", json={"inputs": "a"}).status_code == 429
             go.set()
             eventually(lambda: server.app.encoding.running == 0, "the place is free")

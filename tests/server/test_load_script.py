@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.reference.package import PYTHON_ENVIRONMENT
-from tests.server.live import Live
+from tests.server.live import WAIT, Live
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serve_load.py"
 
@@ -31,7 +31,7 @@ def test_the_load_script(server: Live, tmp_path: Path) -> None:
     ]
     run = subprocess.run(
         [sys.executable, str(SCRIPT), *words, "--json", str(out)],
-        env=PYTHON_ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+        env=PYTHON_ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     [found] = json.loads(out.read_text())["results"]

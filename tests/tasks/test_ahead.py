@@ -216,10 +216,12 @@ def test_ctrl_c_in_a_long_call(tmp_path: Path) -> None:
     code = (
         "import sys, threading, _thread, fastattn\n"
         "model = fastattn.SentenceTransformer(sys.argv[1], threads=1)\n"
-        "threading.Timer(0.3, _thread.interrupt_main).start()\n"
+        "timer = threading.Timer(0.3, _thread.interrupt_main)\n"
         "try:\n"
+        "    timer.start()\n"
         "    while True: model.encode(['a dog ' * 20] * 20000)\n"
         "except KeyboardInterrupt:\n"
+        "    timer.join()\n"
         "    print(threading.active_count())\n"
     )
     done = subprocess.run(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastattn.errors import InputError
+from fastattn.generation import scheduler
 from fastattn.generation.generate import generate, generate_async
 from fastattn.models.outputs import GenerateOutput
 from tests.reference.hang import HANG_SECONDS
@@ -87,11 +89,12 @@ def test_tasks_of_asyncio(i: int) -> None:
 
 
 def test_a_cancelled_task_stops_its_beams() -> None:
-    model, begun = ToyModel(max_positions=4000), threading.Event()
+    model, begun, cancelled = ToyModel(max_positions=4000), threading.Event(), threading.Event()
     random_logits = model.executor.random_logits
 
     def logits(ids: list[int]) -> Any:
         begun.set()
+        assert cancelled.wait(HANG_SECONDS)  # so that the beams cannot end before
         return random_logits(ids)
 
     model.executor.logits_of = logits
@@ -100,6 +103,7 @@ def test_a_cancelled_task_stops_its_beams() -> None:
         task = asyncio.create_task(generate_async(model, PROMPTS, num_beams=4, max_new_tokens=3000))
         await asyncio.to_thread(begun.wait)
         task.cancel()
+        cancelled.set()
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -111,12 +115,22 @@ def test_a_cancelled_task_stops_its_beams() -> None:
     assert sum(model.executor.sizes) < 3 * 4 * 3000
 
 
-def test_beams_end_at_their_deadline() -> None:
-    model = ToyModel(max_positions=4000)
-    found = generate(model, PROMPTS, num_beams=2, max_new_tokens=3000, max_time=0.05, return_dict_in_generate=True)
+def test_beams_end_at_their_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, late = ToyModel(max_positions=4000), 0.0
+    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: time.monotonic() + late)
+    monkeypatch.setattr(scheduler, "time", clock)
+    random_logits = model.executor.random_logits
+
+    def logits(ids: list[int]) -> Any:
+        nonlocal late
+        late = 2000.0 if len(ids) >= 40 else late  # the deadline passes
+        return random_logits(ids)
+
+    model.executor.logits_of = logits
+    found = generate(model, PROMPTS, num_beams=2, max_new_tokens=3000, max_time=1000, return_dict_in_generate=True)
     assert isinstance(found, GenerateOutput)
     assert found.finish_reasons == ["time"] * 3
-    assert all(0 < len(row) - len(prompt) < 3000 for row, prompt in zip(found.sequences, PROMPTS, strict=True))
+    assert [len(row) - len(prompt) for row, prompt in zip(found.sequences, PROMPTS, strict=True)] == [32] * 3
     assert model.executor.open_caches == 0
 
 
