@@ -46,6 +46,8 @@ struct Executor::OpRun {
     void launch(const GatherRowsAttrs& attrs) const;
     void launch(const PoolAttrs& attrs) const;
     void launch(const WindowRowsAttrs& attrs) const;
+    void launch(const StoreMemoryAttrs& attrs) const;
+    void launch(const CrossAttentionAttrs& attrs) const;
     void launch(const AttentionAttrs& attrs) const;
     void launch(const AttentionProbsAttrs& attrs) const;
 
@@ -173,7 +175,9 @@ void Executor::OpRun::launch(const PoolAttrs& attrs) const {
     launch_pool({.io = io(), .cu_seqlens = running.of(running.layout.cu_seqlens), .kind = attrs.pool}, stream());
 }
 
-void Executor::OpRun::launch(const WindowRowsAttrs&) const {}  // the constructor refuses it
+void Executor::OpRun::launch(const WindowRowsAttrs&) const {}      // the constructor refuses it
+void Executor::OpRun::launch(const StoreMemoryAttrs&) const {}     // also refused
+void Executor::OpRun::launch(const CrossAttentionAttrs&) const {}  // also refused
 
 ProductArgs Executor::OpRun::product() const {
     const Weight& matrix = weight(0);

@@ -31,6 +31,7 @@ from tests.program.test_window_rows import convolution
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 from tests.reference.decoder_program import decoder_program
+from tests.reference.memory_programs import memory_programs
 from tests.reference.positioned_program import positioned_program
 
 Spec = dict[str, Any]
@@ -42,7 +43,7 @@ class Loaded:
 
     engine: _core.Engine
     specs: tuple[Spec, ...]
-    with_caches: bool = True
+    cached: tuple[bool, ...] = (False, True)
 
 
 def loaded(folder: Path, family: str) -> Loaded:
@@ -78,13 +79,22 @@ def loaded_positions() -> Loaded:
     engine, made = _core.Engine(2), positioned_program()
     programs = [made.program, with_outputs(made.program, attentions=True), positioned_program(which="first").program]
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
-    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), with_caches=False)
+    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), cached=(False,))
 
 
 def loaded_windows() -> Loaded:
     engine, made = _core.Engine(2), convolution()
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
-    return Loaded(engine, (spec_of(made.program, "float32"),), with_caches=False)
+    return Loaded(engine, (spec_of(made.program, "float32"),), cached=(False,))
+
+
+def loaded_memory() -> Loaded:
+    engine, made = _core.Engine(2), memory_programs()
+    programs = [made.encoder, made.decoder, memory_programs(which="last").decoder]
+    for program in programs[:2]:
+        weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
+        cpu._load(engine, weights, made.sources, weight_formats(program, "float32"))
+    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), cached=(True,))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +105,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
         loaded_decoder(),
         loaded_positions(),
         loaded_windows(),
+        loaded_memory(),
     ]
 
 
@@ -102,13 +113,18 @@ def run(engine: _core.Engine, spec: Spec, *, cached: bool) -> list[Any]:
     executor = _core.Executor(engine, spec)
     step = ragged_step(np.random.default_rng(3))
     caches = [executor.new_cache() for _ in range(3)] if cached else None
+    if caches is not None and executor.kv_page_bytes:
+        memory = executor.new_cache()
+        memory.attach(executor.new_page(np.zeros(executor.kv_page_bytes, np.uint8)), 5)
+        for cache in caches:
+            cache.set_memory(memory)
     return executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted, step.token_type_ids, caches)
 
 
 def test_the_programs_of_the_models_are_accepted(models: list[Loaded]) -> None:
     for model in models:
         for spec in model.specs:
-            for cached in (False, True) if model.with_caches else (False,):
+            for cached in model.cached:
                 assert len(run(model.engine, spec, cached=cached)) == len(spec["outputs"])
 
 

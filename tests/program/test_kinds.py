@@ -57,5 +57,13 @@ def test_rewrites_give_ops_that_fit() -> None:
         for op in program.ops:
             KINDS[op.kind].check(op)
             used.add(op.kind)
-    others = {"rms_norm", "rotary", "multiply", "window_rows", "scale"}  # of other families
+    others = {
+        "rms_norm",
+        "rotary",
+        "multiply",
+        "window_rows",
+        "scale",
+        "store_memory",
+        "cross_attention",
+    }  # of other families
     assert used == set(KINDS) - {"activation"} - others  # an activation is always fused here

@@ -33,6 +33,10 @@ class Parameter:
 class PastKeys(Protocol):
     """A KV cache, as formulas read it."""
 
+    @property
+    def length(self) -> int: ...
+    @property
+    def memory(self) -> PastKeys | None: ...
     def past(self, layer: int) -> tuple[Floats, Floats]: ...
 
 

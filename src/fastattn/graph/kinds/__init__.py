@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
+from fastattn.graph.kinds.memory import CROSS_ATTENTION, STORE_MEMORY, cross_attention, store_memory
 from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, SCALE, layer_norm, rms_norm, scale
 from fastattn.graph.kinds.rotary import ROTARY, rotary
 from fastattn.graph.kinds.rows import (
@@ -39,6 +40,7 @@ __all__ = [
     "Selection",
     "activate",
     "attention",
+    "cross_attention",
     "embedding",
     "gather_rows",
     "layer_norm",
@@ -48,6 +50,7 @@ __all__ = [
     "rotary",
     "scale",
     "split",
+    "store_memory",
     "window_rows",
 ]
 
@@ -66,6 +69,8 @@ KINDS: Mapping[str, OpKind] = {
         SLICE,
         ATTENTION,
         ATTENTION_PROBS,
+        STORE_MEMORY,
+        CROSS_ATTENTION,
         GATHER_ROWS,
         POOL,
         WINDOW_ROWS,
