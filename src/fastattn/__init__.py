@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         AutoModelForNextSentencePrediction,
         AutoModelForPreTraining,
         AutoModelForQuestionAnswering,
+        AutoModelForSeq2SeqLM,
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
     )
@@ -67,6 +68,7 @@ _HOME = {
     "AutoModelForMultipleChoice": "fastattn.api.auto",
     "AutoModelForNextSentencePrediction": "fastattn.api.auto",
     "AutoModelForPreTraining": "fastattn.api.auto",
+    "AutoModelForSeq2SeqLM": "fastattn.api.auto",
     "AutoModelForQuestionAnswering": "fastattn.api.auto",
     "AutoModelForTokenClassification": "fastattn.api.auto",
     "AutoTokenizer": "fastattn.api.auto_tokenizer",
@@ -107,6 +109,7 @@ __all__ = [
     "AutoModelForNextSentencePrediction",
     "AutoModelForPreTraining",
     "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoTokenizer",

@@ -156,7 +156,9 @@ class PagePlan:
     def start(self, request: Request) -> None:
         """Give a request an empty cache."""
         request.cache, request.fed = self._executor.new_cache(), 0
-        request.node = None if self.tree is None else self.tree.root
+        request.node = None if self.tree is None or request.memory is not None else self.tree.root
+        if request.memory is not None:
+            request.cache.set_memory(request.memory)
 
     def extend(self, request: Request) -> None:
         """Attach known pages of the next tokens; the last token is always computed."""
