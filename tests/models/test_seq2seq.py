@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 56, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 80,
+    "vocab_size": 99, "d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 80, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 80,
     "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "init_std": 0.3,
 }  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,7 +27,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "marian": ("Marian", {"scale_embedding": True, "decoder_start_token_id": 1, "activation_function": "swish"}),
     "mbart": ("MBart", {"scale_embedding": True, "encoder_layers": 4, "forced_eos_token_id": 2}),
     "pegasus": ("Pegasus", {"decoder_start_token_id": 1, "activation_function": "relu"}),
+    "t5": ("T5", {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 9}),
+    "flan-t5": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2}),
+    "mt5": ("MT5", {"feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 12}),
 }
+T5_SIZES: dict[str, Any] = {
+    "vocab_size": 99, "d_model": 64, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_heads": 4, "pad_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 1, "initializer_factor": 1.0,
+}  # fmt: skip
 CLASSES = {"Marian": "MarianMTModel"}
 SOURCES = [[5, 17, 9, 2], [44, 3, 2], [8, 30, 31, 32, 50, 60, 70, 80, 90, 11, 2], [6, 2]]
 TARGETS = [[2, 5], [2, 9, 8, 7, 33, 21], [2], [2, 40, 41]]
@@ -36,7 +43,7 @@ TARGETS = [[2, 5], [2, 9, 8, 7, 33, 21], [2], [2, 40, 41]]
 def write(folder: Path, name: str) -> Any:
     """Write a random model with biases, and return transformers' model."""
     family, options = FAMILIES[name]
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **options})
+    config = getattr(transformers, f"{family}Config")(**{**(T5_SIZES if "T5" in family else SIZES), **options})
     torch.manual_seed(len(name))
     model = getattr(transformers, CLASSES.get(family, f"{family}ForConditionalGeneration"))(config).eval()
     with torch.no_grad():
@@ -47,6 +54,8 @@ def write(folder: Path, name: str) -> Any:
                 parameter.mul_(0.5)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_()
+        if family == "T5" and "tie_word_embeddings" in options:  # T5 1.1 has an output matrix of its own
+            model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn(99, 64))
     model.save_pretrained(folder)
     return model.double()
 
@@ -163,9 +172,9 @@ def test_wrong_calls(pair: tuple[Path, Any]) -> None:
         with pytest.raises(InputError, match="at least one token for the encoder"):
             model.generate([[3], []], max_new_tokens=2)
         with pytest.raises(ContextLengthError):
-            model.generate([[3] * 81], max_new_tokens=2)
+            model.generate([[3] * (model.config.max_positions + 1)], max_new_tokens=2)
         with pytest.raises(ContextLengthError):
-            model.generate([[3] * 8], max_new_tokens=80)
+            model.generate([[3] * 8], max_new_tokens=model.config.max_positions)
         with pytest.raises(InputError, match="decoder_start_token_id: expected 0 to 98"):
             model.generate([[3]], decoder_start_token_id=99)
         with pytest.raises(InputError, match="assistant_model"):

@@ -114,8 +114,8 @@ class Seq2SeqLM(GeneratingModel):
 
         texts_or_ids: a text or a list of texts -> texts without special tokens; or token ids, as a language model takes
         them -> the ids of the decoder, from decoder_start_token_id on (None for that of the checkpoint). The encoder
-        runs once for each, and all beams share what it computed. input_ids: the same as texts_or_ids. Raises what `generate` of a language model raises,
-        and ConfigError for texts without a tokenizer.
+        runs once for each, and all beams share what it computed. input_ids: the same as texts_or_ids. Raises what
+        `generate` of a language model raises, and ConfigError for texts without a tokenizer.
         """
         own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
         asked = [value for value in (texts_or_ids, input_ids, options.pop("inputs", None)) if value is not None]

@@ -46,6 +46,7 @@ from fastattn.models import (
     seq2seq,
     smollm3,
     stablelm,
+    t5,
 )
 from fastattn.models.causal import CLASSIFIERS, DECODER_TASKS, LABEL_TASKS, SCORE_TASKS, SCORES, UNTAGGED_TASKS
 from fastattn.models.config import CommonConfig
@@ -122,6 +123,21 @@ def _gemma(
         n_hidden_weights=_size_of(gemma.hidden_tensors),
         hidden_tensors=gemma.hidden_tensors,
         heads=SCORES,
+    )
+
+
+def _t5(names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig]) -> Family:
+    """Return a family that uses the code of T5."""
+    return Family(
+        names,
+        t5.LAYOUT,
+        seq2seq.TASKS,
+        read_config,
+        t5.build,
+        computed=t5.computed,
+        n_hidden_weights=t5.n_hidden_weights,
+        hidden_tensors=t5.hidden_tensors,
+        build_encoder=t5.build_encoder,
     )
 
 
@@ -318,5 +334,7 @@ FAMILIES: Mapping[str, Family] = {
     "bart": _seq2seq(bart.ARCHITECTURES, bart.read_config),
     "marian": _seq2seq(marian.ARCHITECTURES, marian.read_config),
     "mbart": _seq2seq(mbart.ARCHITECTURES, mbart.read_config),
+    "t5": _t5(t5.ARCHITECTURES, t5.read_config),
+    "mt5": _t5(t5.MT5_ARCHITECTURES, t5.read_mt5_config),
     "pegasus": _seq2seq(pegasus.ARCHITECTURES, pegasus.read_config),
 }
