@@ -27,6 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "marian": ("Marian", {"scale_embedding": True, "decoder_start_token_id": 1, "activation_function": "swish"}),
     "mbart": ("MBart", {"scale_embedding": True, "encoder_layers": 4, "forced_eos_token_id": 2}),
     "pegasus": ("Pegasus", {"decoder_start_token_id": 1, "activation_function": "relu"}),
+    "m2m_100": ("M2M100", {"forced_bos_token_id": 9}),
     "t5": ("T5", {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 9}),
     "flan-t5": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2}),
     "mt5": ("MT5", {"feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 12}),
@@ -192,6 +193,7 @@ def test_wrong_calls(pair: tuple[Path, Any]) -> None:
     [
         ("bart", {"decoder_attention_heads": 2}, "decoder_attention_heads"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings"),
+        ("m2m_100", {"pad_token_id": 0}, "pad_token_id"),
         ("marian", {"decoder_vocab_size": 50}, "decoder_vocab_size"),
         ("pegasus", {"is_encoder_decoder": False}, "is_encoder_decoder"),
     ],

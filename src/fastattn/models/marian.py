@@ -11,7 +11,7 @@ ARCHITECTURES = (
     "MarianMTModel",
     "MarianModel",
 )
-STYLE = Style(learned=False, norm_embedding=False)
+STYLE = Style(learned=False, offset=0, norm_embedding=False)
 DEFAULTS = Defaults(vocab_size=58101, bos=None, eos=0, pad=58100, start=58100)
 
 

@@ -11,7 +11,7 @@ ARCHITECTURES = (
     "PegasusForConditionalGeneration",
     "PegasusModel",
 )
-STYLE = Style(learned=False, norm_first=True, norm_embedding=False)
+STYLE = Style(learned=False, offset=0, norm_first=True, norm_embedding=False)
 DEFAULTS = Defaults(bos=None, eos=1, pad=0, start=0)
 
 

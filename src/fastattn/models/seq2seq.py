@@ -55,12 +55,14 @@ SIDES = ("encoder", "decoder")
 class Style:
     """How a family differs from BART.
 
-    learned: whether positions are learned. offset: the row of position 0 in their table. norm_first: norms come before
-    attention and the inner layers, with another one at the end. norm_embedding: whether the embeddings have a norm.
+    learned: whether positions are learned. interpolated: whether sines have the frequencies of M2M100, else those of
+    Marian. offset: the row of position 0 in the table of positions. norm_first: norms come before attention and the
+    inner layers, with another one at the end. norm_embedding: whether the embeddings have a norm.
     logits_bias: whether the logits have a bias.
     """
 
     learned: bool = True
+    interpolated: bool = False
     offset: int = 2
     norm_first: bool = False
     norm_embedding: bool = True
@@ -111,8 +113,8 @@ def read_options(c: ConfigReader, model_type: str, style: Style, defaults: Defau
     heads = c.heads(width, "d_model", "encoder_attention_heads", 16)
     if c.size("decoder_attention_heads", 16) != heads:
         raise c.error("decoder_attention_heads", f"encoder_attention_heads = {heads}")
-    if not style.learned and width % 2:
-        raise c.error("d_model", "an even number, because positions are sines and cosines")
+    if not style.learned and (width % 2 or width < 4):
+        raise c.error("d_model", "an even number of at least 4, because positions are sines and cosines")
     common = c.common(model_type, vocab_size, bos=defaults.bos, eos=defaults.eos, pad=defaults.pad)
     config = Seq2SeqConfig(
         d_model=width,
@@ -146,14 +148,24 @@ def marian_positions(begin: int, end: int, width: int) -> NDArray[np.float32]:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
+def m2m100_positions(begin: int, end: int, width: int) -> NDArray[np.float32]:
+    """Return rows of the table of M2M100, with angles rounded to float32 as in transformers."""
+    half = width // 2
+    step = np.float32(math.log(10000) / (half - 1))
+    frequencies = np.exp((np.arange(half, dtype=np.float32) * -step).astype(np.float64)).astype(np.float32)
+    angles = (np.arange(begin, end, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
 def computed(cfg: Seq2SeqConfig, names: ModelNames) -> Mapping[str, WeightSource]:
     """Return the positions that a checkpoint lacks, the factor of the embeddings, and the bias of the logits."""
     found: dict[str, WeightSource] = {}
-    width, rows = cfg.d_model, cfg.max_position_embeddings
+    width, rows = cfg.d_model, cfg.max_position_embeddings + cfg.style.offset
+    table = m2m100_positions if cfg.style.interpolated else marian_positions
     if not cfg.style.learned:
         for name in (f"{side}.embed_positions.weight" for side in SIDES):
             if not names.has(name):
-                found[name] = ComputedSource(name, (rows, width), lambda a, b: marian_positions(a, b, width))
+                found[name] = ComputedSource(name, (rows, width), lambda a, b: table(a, b, width))
     if cfg.scale_embedding:
         found["embed_scale.weight"] = constant("embed_scale.weight", width, math.sqrt(width))
     if cfg.style.logits_bias:
@@ -185,10 +197,8 @@ def _embed(cfg: Seq2SeqConfig, w: Weights, side: Weights) -> Tensor:
     x = embedding(w["shared"], Tokens().ids, cfg.vocab_size, d)
     if cfg.scale_embedding:
         x = scale(x, w["embed_scale"])
-    offset = style.offset if style.learned else 0
-    x = x + embedding(
-        side["embed_positions"], Tokens().positions, cfg.max_position_embeddings + offset, d, offset=offset
-    )
+    rows = cfg.max_position_embeddings + style.offset
+    x = x + embedding(side["embed_positions"], Tokens().positions, rows, d, offset=style.offset)
     return layer_norm(x, side["layernorm_embedding"], EPS) if style.norm_embedding else x
 
 
