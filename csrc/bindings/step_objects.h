@@ -172,6 +172,12 @@ void register_cache(py::module_& m, const Extra&... extra) {
                 }));
             },
             py::arg("index"))
+        .def(
+            "set_memory",
+            [](KvCache& cache, KvCache& memory) {
+                use(cache, [&] { use(memory, [&] { cache.set_memory(memory); }); });
+            },
+            py::arg("memory"))
         .def("attach", attach, py::arg("page"), py::arg("count"))
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });

@@ -63,6 +63,13 @@ void check_not_recurrent(const OpSpec& op) {
                                             std::string(kind_of(op).name) + ", got \"cuda\"");
 }
 
+// There are no kernels for memories yet.
+void check_no_memory(const OpSpec& op) {
+    if (op.is<StoreMemoryAttrs>() || op.is<CrossAttentionAttrs>())
+        throw Error(ErrorKind::kConfig,
+                    "device: expected \"cpu\" for a model with an encoder and a decoder, got \"cuda\"");
+}
+
 // The attention kernels have no tables of relative positions and no soft-capped scores yet.
 void check_attention(const AttentionAttrs* attrs) {
     if (attrs == nullptr || (!attrs->has_columns && attrs->softcap == 0.0f)) return;
@@ -84,6 +91,7 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
         check_no_windows(op);
         check_no_adapters(op);
         check_not_recurrent(op);
+        check_no_memory(op);
         check_attention(op.as<AttentionAttrs>());
         check_attention(op.as<AttentionProbsAttrs>());
     }

@@ -53,6 +53,8 @@ struct Executor::OpRun {
     void launch(const GruAttrs&) const {}
     void launch(const SequenceProbsAttrs&) const {}
     void launch(const WeightedSumAttrs&) const {}
+    void launch(const StoreMemoryAttrs& attrs) const;
+    void launch(const CrossAttentionAttrs& attrs) const;
     void launch(const AttentionAttrs& attrs) const;
     void launch(const AttentionProbsAttrs& attrs) const;
 
@@ -180,8 +182,10 @@ void Executor::OpRun::launch(const PoolAttrs& attrs) const {
     launch_pool({.io = io(), .cu_seqlens = running.of(running.layout.cu_seqlens), .kind = attrs.pool}, stream());
 }
 
-void Executor::OpRun::launch(const WindowRowsAttrs&) const {}  // the constructor refuses it
-void Executor::OpRun::launch(const LoraAttrs&) const {}        // and this one
+void Executor::OpRun::launch(const WindowRowsAttrs&) const {}      // the constructor refuses it
+void Executor::OpRun::launch(const LoraAttrs&) const {}            // also refused
+void Executor::OpRun::launch(const StoreMemoryAttrs&) const {}     // also refused
+void Executor::OpRun::launch(const CrossAttentionAttrs&) const {}  // also refused
 
 ProductArgs Executor::OpRun::product() const {
     const Weight& matrix = weight(0);

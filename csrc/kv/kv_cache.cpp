@@ -73,13 +73,22 @@ KvCache KvCache::fork() const {
     other.pages_ = pages_;
     other.blocks_ = blocks_;
     other.length_ = length_;
+    other.memory_ = memory_;
     return other;
+}
+
+void KvCache::set_memory(const KvCache& from) {
+    if (from.pool() != pool()) throw Error(ErrorKind::kInput, "memory: expected a cache of this model");
+    auto memory = std::make_shared<KvCache>(from.fork());
+    memory->memory_ = nullptr;
+    memory_ = std::move(memory);
 }
 
 void KvCache::close() {
     pages_.clear();
     blocks_.clear();
     length_ = 0;
+    memory_.reset();
     pool_.reset();
 }
 

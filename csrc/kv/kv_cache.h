@@ -39,6 +39,12 @@ public:
     // Error(kInput) if the length is not a multiple of kBlockLen.
     void attach(PagePool::Page page, int32_t count);
 
+    // Shares the positions of another cache of the same pool as this one's memory, which cross-attention reads. Later
+    // changes of the other cache do not change it. Copies of this cache share it. Throws Error(kInput) for another
+    // pool.
+    void set_memory(const KvCache& from);
+    const KvCache* memory() const { return memory_.get(); }  // null: none
+
     void truncate(int32_t length);  // throws Error(kInput) unless 0 <= length <= length()
     void trim();                    // frees the pages that no position needs
     KvCache fork() const;
@@ -55,6 +61,7 @@ private:
     std::vector<PagePool::Page> pages_;
     std::vector<std::byte*> blocks_;
     int32_t length_ = 0;
+    std::shared_ptr<const KvCache> memory_;
     std::unique_ptr<std::atomic<bool>> in_use_ = std::make_unique<std::atomic<bool>>(false);
 };
 

@@ -244,6 +244,10 @@ void attention(Team& team, const KernelTable& kernels, const AttentionOp& op) {
         attention_by_rows(team, kernels, op);
 }
 
+void store_memory(Team& team, const KernelTable& kernels, const AttentionOp& op) {
+    kv_store(team, kernels, op);
+}
+
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op) {
     kv_store(team, kernels, op);
     team.barrier();

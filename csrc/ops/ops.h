@@ -196,6 +196,8 @@ struct AttentionOp {
 // barrier in between.
 void attention(Team& team, const KernelTable& kernels, const AttentionOp& op);
 void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& op);
+// Only stores the keys and values.
+void store_memory(Team& team, const KernelTable& kernels, const AttentionOp& op);
 
 // Every thread quantizes up to this many activations for itself, which is cheaper than a barrier.
 inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;

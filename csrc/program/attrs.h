@@ -101,6 +101,20 @@ struct AttentionProbsAttrs : AttentionAttrs {
     int32_t first_head = 0, n_maps = 0;  // maps of heads [first_head, first_head + n_maps)
 };
 
+// Stores keys and values of all tokens in the caches of the step, as layer `layer` of the memory of another Program.
+struct StoreMemoryAttrs {
+    static const OpKind kKind;
+    int32_t layer = 0, n_kv_head = 0, head_dim = 0;
+};
+
+// Attention over the memory of each sequence's cache.
+struct CrossAttentionAttrs {
+    static const OpKind kKind;
+    int32_t layer = 0, n_head = 0, n_kv_head = 0, head_dim = 0;
+    float scale = 0.0f;
+    Gather rows = Gather::kTokens;
+};
+
 struct GatherRowsAttrs {
     static const OpKind kKind;
     Gather which = Gather::kTokens;
@@ -156,9 +170,10 @@ struct L2NormalizeAttrs {
     float eps = 0.0f;
 };
 
-using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, ScaleAttrs, LayerNormAttrs, RmsNormAttrs,
-                           RotaryAttrs, LinearAttrs, LoraAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs,
-                           AttentionProbsAttrs, GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs,
-                           FeaturesAttrs, ConcatAttrs, LstmAttrs, GruAttrs, SequenceProbsAttrs, WeightedSumAttrs>;
+using Attrs =
+    std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, ScaleAttrs, LayerNormAttrs, RmsNormAttrs, RotaryAttrs,
+                 LinearAttrs, LoraAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
+                 StoreMemoryAttrs, CrossAttentionAttrs, GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs,
+                 FeaturesAttrs, ConcatAttrs, LstmAttrs, GruAttrs, SequenceProbsAttrs, WeightedSumAttrs>;
 
 }  // namespace fastattn

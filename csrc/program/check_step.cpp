@@ -140,6 +140,26 @@ void check_features(const ProgramSpec& spec, const StepInput& step) {
     }
 }
 
+// Checks that memories are written once, as a whole, and that cross-attention has one to read.
+void check_memories(const ProgramSpec& spec, const StepInput& step) {
+    bool stores = false, reads = false;
+    for (const OpSpec& op : spec.ops) {
+        stores = stores || op.is<StoreMemoryAttrs>();
+        reads = reads || op.is<CrossAttentionAttrs>();
+    }
+    if ((stores || reads) && step.caches.empty() && step.n_sequences > 0)
+        bad_input("caches: expected a cache for every sequence, which holds its memory, got none");
+    for (int32_t s = 0; s < static_cast<int32_t>(step.caches.size()); ++s) {
+        const KvCache& cache = *step.caches[static_cast<size_t>(s)];
+        if (stores && cache.length() > 0)
+            bad_input("caches: expected empty ones for store_memory, got one of " + std::to_string(cache.length()) +
+                      " positions for sequence " + std::to_string(s));
+        if (reads && cache.memory() == nullptr)
+            bad_input("caches: expected caches with a memory (see set_memory), got one without for sequence " +
+                      std::to_string(s));
+    }
+}
+
 }  // namespace
 
 const int32_t* index_of(const StepArrays& step, Index index) {
@@ -186,6 +206,7 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
         check_continues(spec, step, s);
     }
     check_adapters(spec, step);
+    check_memories(spec, step);
     check_lengths(spec, step);
     check_key_counts(spec, step);
     check_features(spec, step);

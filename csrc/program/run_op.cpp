@@ -273,6 +273,50 @@ void run(const AttentionProbsAttrs& attrs, const OpRun& op) {
     ops::attention_probs(op.team, op.model.kernels, args);
 }
 
+// The output is the number of positions of each sequence.
+void run(const StoreMemoryAttrs& attrs, const OpRun& op) {
+    const View out = op.out();
+    ops::store_memory(op.team, op.model.kernels,
+                      {.q = {},
+                       .k = op.in(0),
+                       .v = op.in(1),
+                       .out = {},
+                       .sequences = op.memory.sequences(Gather::kTokens),
+                       .query_tokens = nullptr,
+                       .n_sequences = op.step.n_sequences,
+                       .n_head = attrs.n_kv_head,
+                       .n_kv_head = attrs.n_kv_head,
+                       .head_dim = attrs.head_dim,
+                       .kv_format = op.model.kv.format,
+                       .block_offset = attrs.layer * op.model.kv.layer_bytes(),
+                       .causal = false,
+                       .scale = 1.0f,
+                       .scratch = op.memory.scratch(),
+                       .thread_blocks = nullptr});
+    if (op.team.index() != 0) return;
+    for (int32_t s = 0; s < op.step.n_sequences; ++s) *out.row(s) = static_cast<float>(op.step.length(s));
+}
+
+void run(const CrossAttentionAttrs& attrs, const OpRun& op) {
+    ops::attention(op.team, op.model.kernels,
+                   {.q = op.in(0),
+                    .k = {},
+                    .v = {},
+                    .out = op.out(),
+                    .sequences = op.memory.memories(attrs.rows),
+                    .query_tokens = op.memory.query_tokens(attrs.rows),
+                    .n_sequences = op.step.n_sequences,
+                    .n_head = attrs.n_head,
+                    .n_kv_head = attrs.n_kv_head,
+                    .head_dim = attrs.head_dim,
+                    .kv_format = op.model.kv.format,
+                    .block_offset = attrs.layer * op.model.kv.layer_bytes(),
+                    .causal = false,
+                    .scale = attrs.scale,
+                    .scratch = op.memory.scratch(),
+                    .thread_blocks = nullptr});
+}
+
 }  // namespace
 
 ops::Rounded OpRun::rounded() const {

@@ -183,6 +183,7 @@ void StepMemory::place_blocks(const StepInput& step, const Layout& layout) {
 void StepMemory::place_sequences(const StepInput& step, const Layout& layout) {
     const auto n = static_cast<size_t>(step.n_sequences);
     for (auto& sequences : sequences_) sequences.assign(n, {});
+    for (auto& memories : memories_) memories.assign(n, {});
     first_tokens_.assign(n, 0);
     last_tokens_.assign(n, 0);
     for (int32_t s = 0, w = 0; s < step.n_sequences; ++s) {
@@ -201,9 +202,18 @@ void StepMemory::place_sequences(const StepInput& step, const Layout& layout) {
             sequence.blocks = step.caches[s]->blocks();
             sequence.position = step.caches[s]->length();
         }
+        const KvCache* memory = step.caches.empty() ? nullptr : step.caches[s]->memory();
         const auto put = [&](Gather rows, int32_t q_begin, int32_t q_end) {
             sequence.q_begin = q_begin, sequence.q_end = q_end;
             sequences_[static_cast<int>(rows)][s] = sequence;
+            if (memory == nullptr) return;
+            memories_[static_cast<int>(rows)][s] = {.blocks = memory->blocks(),
+                                                    .token_begin = begin,
+                                                    .token_end = begin,
+                                                    .position = 0,
+                                                    .q_begin = q_begin,
+                                                    .q_end = q_end,
+                                                    .key_count = begin == end ? 0 : memory->length()};
         };
         put(Gather::kTokens, begin, end);
         const int32_t first_wanted = w;

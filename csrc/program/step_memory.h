@@ -38,6 +38,8 @@ public:
     // If the queries are these rows: sequences() has each sequence's share of an attention, and query_tokens() the
     // token of each row (null for kTokens).
     const ops::SequenceBlocks* sequences(Gather rows) const { return sequences_[static_cast<int>(rows)].data(); }
+    // As sequences(), with the blocks and the length of each sequence's memory, and no keys to store.
+    const ops::SequenceBlocks* memories(Gather rows) const { return memories_[static_cast<int>(rows)].data(); }
     const int32_t* query_tokens(Gather rows) const { return query_tokens_[static_cast<int>(rows)]; }
     // The position of each row's token; 0 for the row of an empty sequence.
     const int32_t* positions(Gather rows) const { return positions_[static_cast<int>(rows)]; }
@@ -63,6 +65,7 @@ private:
     Buffer buffer_;
     std::vector<View> views_;  // of the parents
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
+    std::vector<ops::SequenceBlocks> memories_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
     std::vector<int32_t> first_tokens_, last_tokens_, by_length_;
     float* recurrent_room_ = nullptr;

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         AutoModelForNextSentencePrediction,
         AutoModelForPreTraining,
         AutoModelForQuestionAnswering,
+        AutoModelForSeq2SeqLM,
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
     )
@@ -69,6 +70,7 @@ _HOME = {
     "AutoModelForMultipleChoice": "fastattn.api.auto",
     "AutoModelForNextSentencePrediction": "fastattn.api.auto",
     "AutoModelForPreTraining": "fastattn.api.auto",
+    "AutoModelForSeq2SeqLM": "fastattn.api.auto",
     "AutoModelForQuestionAnswering": "fastattn.api.auto",
     "AutoModelForTokenClassification": "fastattn.api.auto",
     "AutoTokenizer": "fastattn.api.auto_tokenizer",
@@ -111,6 +113,7 @@ __all__ = [
     "AutoModelForNextSentencePrediction",
     "AutoModelForPreTraining",
     "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoTokenizer",

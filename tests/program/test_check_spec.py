@@ -32,6 +32,7 @@ from tests.program.test_window_rows import convolution
 from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 from tests.reference.decoder_program import decoder_program
+from tests.reference.memory_programs import memory_programs
 from tests.reference.positioned_program import positioned_program
 from tests.reference.recurrent_program import recurrent_program
 
@@ -44,7 +45,7 @@ class Loaded:
 
     engine: _core.Engine
     specs: tuple[Spec, ...]
-    with_caches: bool = True
+    cached: tuple[bool, ...] = (False, True)
     features: tuple[NDArray[np.float32], ...] = ()
 
 
@@ -83,13 +84,22 @@ def loaded_positions() -> Loaded:
     engine, made = _core.Engine(2), positioned_program()
     programs = [made.program, with_outputs(made.program, attentions=True), positioned_program(which="first").program]
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
-    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), with_caches=False)
+    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), cached=(False,))
 
 
 def loaded_windows() -> Loaded:
     engine, made = _core.Engine(2), convolution()
     cpu._load(engine, made.program.weights, made.sources, weight_formats(made.program, "float32"))
-    return Loaded(engine, (spec_of(made.program, "float32"),), with_caches=False)
+    return Loaded(engine, (spec_of(made.program, "float32"),), cached=(False,))
+
+
+def loaded_memory() -> Loaded:
+    engine, made = _core.Engine(2), memory_programs()
+    programs = [made.encoder, made.decoder, memory_programs(which="last").decoder]
+    for program in programs[:2]:
+        weights = {name: weight for name, weight in program.weights.items() if not engine.has(name)}
+        cpu._load(engine, weights, made.sources, weight_formats(program, "float32"))
+    return Loaded(engine, tuple(spec_of(program, "float32") for program in programs), cached=(True,))
 
 
 def loaded_recurrent() -> Loaded:
@@ -106,7 +116,7 @@ def loaded_recurrent() -> Loaded:
         ops = tuple(replace(op, weights=tuple(names[key] for key in op.weights)) for op in made.program.ops)
         programs.append(replace(made.program, weights=weights, ops=ops))
     specs = tuple(spec_of(program, "float32") for program in programs)
-    return Loaded(engine, specs, with_caches=False, features=features)
+    return Loaded(engine, specs, cached=(False,), features=features)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +128,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
         loaded_positions(),
         loaded_windows(),
         loaded_recurrent(),
+        loaded_memory(),
     ]
 
 
@@ -135,6 +146,11 @@ def run(model: Loaded, spec: Spec, *, cached: bool) -> list[Any]:
     executor = _core.Executor(model.engine, spec)
     step = ragged_step(np.random.default_rng(3))
     caches = [executor.new_cache() for _ in range(2)] + [cache_of(executor, spec)] if cached else None
+    if caches is not None and executor.kv_page_bytes:
+        memory = executor.new_cache()
+        memory.attach(executor.new_page(np.zeros(executor.kv_page_bytes, np.uint8)), 5)
+        for cache in caches:
+            cache.set_memory(memory)
     arrays = (step.token_ids, step.cu_seqlens, step.positions, step.wanted, step.token_type_ids)
     return executor.run(*arrays, caches, features=model.features)
 
@@ -142,7 +158,7 @@ def run(model: Loaded, spec: Spec, *, cached: bool) -> list[Any]:
 def test_the_programs_of_the_models_are_accepted(models: list[Loaded]) -> None:
     for model in models:
         for spec in model.specs:
-            for cached in (False, True) if model.with_caches else (False,):
+            for cached in model.cached:
                 assert len(run(model, spec, cached=cached)) == len(spec["outputs"])
 
 

@@ -58,5 +58,5 @@ def test_rewrites_give_ops_that_fit() -> None:
             KINDS[op.kind].check(op)
             used.add(op.kind)
     others = {"rms_norm", "rotary", "multiply", "window_rows", "scale", "lora"}  # of other families
-    others |= {"features", "concat", "lstm", "gru", "sequence_probs", "weighted_sum"}
+    others |= {"features", "concat", "lstm", "gru", "sequence_probs", "weighted_sum", "store_memory", "cross_attention"}
     assert used == set(KINDS) - {"activation"} - others  # an activation is always fused here

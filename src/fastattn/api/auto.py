@@ -20,6 +20,7 @@ from fastattn.api.load_args import HubArgs, LoadArgs, ModelArgs, RunArgs, descri
 from fastattn.api.load_options import read_options
 from fastattn.api.loading import check_device, find_adapter, find_folder, load_model
 from fastattn.api.model import Model
+from fastattn.api.seq2seq_lm import Seq2SeqLM
 from fastattn.models.tasks import Task
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ class AutoModelForCausalLM(_Auto[CausalLM]):
     """Loads checkpoints of decoders as language models: GPT-2, Llama, Qwen, Gemma and others."""
 
     _model, _task = CausalLM, "causal-lm"
+
+
+class AutoModelForSeq2SeqLM(_Auto[Seq2SeqLM]):
+    """Loads checkpoints of an encoder and a decoder, which translate or summarize: Marian, BART and others."""
+
+    _model, _task = Seq2SeqLM, "seq2seq-lm"
 
 
 class AutoModel(_Auto[Encoder]):
@@ -123,6 +130,7 @@ _CLASSES: tuple[type[_Auto[Any]], ...] = (
     AutoModelForNextSentencePrediction,
     AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
     AutoModel,
 )
 AUTO_CLASSES: Mapping[Task, type[_Auto[Any]]] = {found._task: found for found in _CLASSES}

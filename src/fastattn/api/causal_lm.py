@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastattn.api.calls import CausalLMCallArgs, Inputs, NoArgs, OneInput, OtherArgs, refuse_keywords
+from fastattn.api.generating import GeneratingModel
 from fastattn.api.loading import load_model
-from fastattn.api.model import Model
 from fastattn.api.reload import Origin, Shared, check_same_files
 from fastattn.checks import check_count, check_path, check_str, quote
 from fastattn.errors import InputError
 from fastattn.generation import generate as generation
 from fastattn.generation import prefix, scoring
-from fastattn.generation.engine import Engine
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs
-from fastattn.generation.page_plan import IDLE_BYTES, KvStats, PagePlan, default_limit_bytes
+from fastattn.generation.page_plan import KvStats, PagePlan
 from fastattn.generation.prefix import CachedPrefix
 from fastattn.generation.text_stream import TextStream
 from fastattn.graph.executor import Cache, Executor
@@ -40,7 +38,7 @@ OneAxis: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.integer[Any]]]"
 TwoAxes: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.integer[Any]]]"
 
 
-class CausalLM(Model):
+class CausalLM(GeneratingModel):
     """A model that computes next-token logits. Created by `AutoModelForCausalLM.from_pretrained`."""
 
     def __init__(
@@ -53,9 +51,9 @@ class CausalLM(Model):
         shared: Shared | None = None,
     ) -> None:
         super().__init__(directory, built, executor, origin=origin, shared=shared)
-        self._engines: dict[int, Engine] = {}  # one, from the first call on
         self._copies: dict[str, CausalLM] = {}  # in other dtypes, which propose tokens
         self._adapters: dict[str, LoraAdapter] = {}
+        self._targets: set[int] = set()  # linears that an adapter changes; running requests may use deleted ones
         self._adapted: Executor | None = None  # of the Program with the linears that adapters change
 
     @overload
@@ -141,19 +139,9 @@ class CausalLM(Model):
         return self.executor.new_cache()
 
     @property
-    def engine(self) -> Engine:
-        """The engine that runs the `generate` and `stream` calls of all threads and tasks."""
-        engine = self._engines.get(0)
-        if engine is None:  # no lock, as in Model: of two threads, the first one's engine is used
-            limit, idle = None if self._origin is None else self._origin.options.kv_cache_bytes, IDLE_BYTES
-            if limit is not None:
-                idle = limit
-            elif self.device == "cpu":
-                limit = default_limit_bytes()
-            engine = self._engines.setdefault(
-                0, Engine(self._adapted or self.executor, kv_bytes=limit, idle_bytes=idle)
-            )
-        return engine
+    def stepping(self) -> Executor:
+        """The executor of the engine's steps: it applies the loaded adapters."""
+        return self._adapted or self.executor
 
     def close(self) -> None:
         """Free the memory; any later use raises InputError.
@@ -161,8 +149,6 @@ class CausalLM(Model):
         Models from `copy_in` are closed too. Copies made with the `copy` module stay open.
         """
         super().close()
-        for engine in self._engines.values():
-            engine.close()
         for copy in list(self._copies.values()):
             copy.close()
         if self._adapted is not None:
@@ -190,8 +176,8 @@ class CausalLM(Model):
         if self.device != "cpu":
             raise InputError(f"load_adapter: expected a model on the CPU, got one on {self.device}")
         adapter = read_request_adapter(folder, self.traced, name)
-        targets = {part.target for one in (*self._adapters.values(), adapter) for part in one.parts}
-        adapted = self.executor.with_program(optimize(with_lora(self.traced, targets)))
+        self._targets |= {part.target for part in adapter.parts}
+        adapted = self.executor.with_program(optimize(with_lora(self.traced, self._targets)))
         previous, self._adapted = self._adapted, adapted
         self._adapters[name] = adapter
         for engine in self._engines.values():
@@ -253,16 +239,6 @@ class CausalLM(Model):
         copy = CausalLM(self._directory, built, executor, origin=found)
         self.engine.assistants.add(executor)
         return copy
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The token that `generate` uses for padding."""
-        return self.config.generation_pad_token_id
-
-    @property
-    def generation_config(self) -> Mapping[str, Any]:
-        """The options in generation_config.json, or else in config.json: the defaults of `generate` and `stream`."""
-        return MappingProxyType(dict(self._origin.generation)) if self._origin is not None else {}
 
     @overload
     def generate(

@@ -28,7 +28,7 @@ from fastattn.graph.ir import Program
 from fastattn.jsonfile import JsonValue
 from fastattn.models.adapters import adapter_of, open_with_adapter
 from fastattn.models.registry import BuiltModel, build, warn_of_unused
-from fastattn.models.tasks import Task
+from fastattn.models.tasks import GENERATING, Task
 
 _log = logging.getLogger("fastattn")
 
@@ -147,7 +147,7 @@ def _load_opened(
     config = override(checkpoint.config, options.overrides)
     built = build(config, checkpoint.tensors, task)
     warn_of_unused(config, built, directory)
-    if task == "causal-lm":
+    if task in GENERATING:
         origin.generation = read_defaults(directory, config)
     _say_requantized(checkpoint, options)
     executor = load_executor(
@@ -162,7 +162,7 @@ def _load_opened(
     )
     try:
         checkpoint.check_unchanged()
-        if task == "causal-lm":
+        if task in GENERATING:
             check_limit(executor, options.kv_cache_bytes)
     except BaseException:
         executor.close()

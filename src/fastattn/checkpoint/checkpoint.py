@@ -207,7 +207,11 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
     if config is None:
         raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json next to the weights, found none")
     generation = read_generation_config(directory, files=files)
-    ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
+    ids = {
+        key: generation[key]
+        for key in ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+        if generation.get(key) is not None
+    }
     pad = {"generation_pad_token_id": generation.get("pad_token_id")} if generation else {}
     return {**config, **ids, **pad}
 

@@ -35,6 +35,7 @@ class NumpyCache:
         self._values: list[Floats] = [np.zeros((0, width)) for _ in range(n_layer)]
         self._lock = threading.Lock()
         self._closed = False
+        self.memory: NumpyCache | None = None  # what cross-attention reads
 
     @property
     def length(self) -> int:
@@ -54,11 +55,22 @@ class NumpyCache:
             self._check()
             other = NumpyCache(self._owner, 0, 0, self.adapter)
             other._keys, other._values = list(self._keys), list(self._values)
+            other.memory = self.memory
             return other
+
+    def set_memory(self, memory: NumpyCache) -> None:
+        """Make a copy of another cache of the model the memory of this one, which cross-attention reads."""
+        if memory._owner is not self._owner:
+            raise InputError("memory: expected a cache of this model")
+        copy = memory.fork()
+        copy.memory = None
+        with self._alone():
+            self._check()
+            self.memory = copy
 
     def close(self) -> None:
         with self._alone():
-            self._keys, self._values, self._closed = [], [], True
+            self._keys, self._values, self._closed, self.memory = [], [], True, None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

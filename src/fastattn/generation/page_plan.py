@@ -161,7 +161,10 @@ class PagePlan:
     def start(self, request: Request) -> None:
         """Give a request an empty cache."""
         request.cache, request.fed = self._executor.new_cache(request.adapter), 0
-        request.node = None if self.tree is None else self.tree.root(request.adapter)
+        shares = self.tree is not None and request.memory is None
+        request.node = self.tree.root(request.adapter) if shares and self.tree is not None else None
+        if request.memory is not None:
+            request.cache.set_memory(request.memory)
 
     def extend(self, request: Request) -> None:
         """Attach known pages of the next tokens; the last token is always computed."""

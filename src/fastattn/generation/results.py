@@ -10,7 +10,7 @@ from fastattn.generation.request import Request
 from fastattn.models.outputs import GenerateOutput
 
 
-def _groups(requests: Sequence[Request]) -> list[list[Request]]:
+def groups_of(requests: Sequence[Request]) -> list[list[Request]]:
     """Return the requests of each prompt."""
     groups: dict[int, list[Request]] = {}
     for request in requests:
@@ -21,7 +21,7 @@ def _groups(requests: Sequence[Request]) -> list[list[Request]]:
 def best_requests(requests: Sequence[Request]) -> list[Request]:
     """Return the requests whose texts are returned: with best_of those of the highest mean log-probability."""
     best: list[Request] = []
-    for group in _groups(requests):
+    for group in groups_of(requests):
         options = group[0].options
         if options.best_of is not None:  # sorting is stable, so ties go to the first
             group = sorted(group, key=mean_logprob, reverse=True)
@@ -60,7 +60,7 @@ def output_of(results: Sequence[Request], requests: Sequence[Request], seconds: 
         sequences_scores=None if not beams else [request.score for request in results],
         beam_indices=None if not beams else [np.array(r.beam_indices or [], np.int32) for r in results],
         stats={
-            "n_prompt_tokens": sum(group[0].prompt_len for group in _groups(requests)),
+            "n_prompt_tokens": sum(group[0].prompt_len for group in groups_of(requests)),
             "n_new_tokens": n_new,
             "seconds": seconds,
             "tokens_per_second": n_new / seconds if seconds > 0 else 0.0,

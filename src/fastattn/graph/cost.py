@@ -40,11 +40,13 @@ class StepShape:
 
     q_lens: new tokens of each sequence. past_lens: positions in its KV cache before the step (may be a fractional mean
     over several steps), None without caches. wanted: how many last rows of each sequence need logits (0: all).
+    memory_lens: positions in the memory of each sequence, None without memories.
     """
 
     q_lens: tuple[int, ...]
     past_lens: tuple[float, ...] | None = None
     wanted: int = 0
+    memory_lens: tuple[int, ...] | None = None
 
     @property
     def n_tokens(self) -> int:

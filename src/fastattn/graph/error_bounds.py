@@ -23,11 +23,16 @@ def eps(dtype: Any) -> float:
 
 
 def inner_length(program: Program, op: Op, longest: int) -> int:
-    """Return the number of terms in the sum for one output element of an op. longest: longest sequence in tokens."""
+    """Return the number of terms in the sum for one output element of an op.
+
+    longest: the longest sequence, or memory, in tokens.
+    """
     width = program.values[op.inputs[0]].width if op.inputs else 1
     if op.kind in ("attention", "attention_probs"):
         tables = int(op.attrs["has_position_keys"]) + int(op.attrs["has_position_queries"])
         return (2 + tables) * int(op.attrs["head_dim"]) + 2 * longest
+    if op.kind == "cross_attention":
+        return 2 * int(op.attrs["head_dim"]) + 2 * longest
     if op.kind in ("pool", "weighted_sum"):
         return longest
     if op.kind == "sequence_probs":

@@ -37,6 +37,12 @@ class Cache(Protocol):
     def fork(self) -> Cache:
         """Return an independent copy of the cache. Pages are shared until written to."""
 
+    def set_memory(self, memory: Any) -> None:
+        """Share the positions of another cache of the model as the memory that `cross_attention` reads.
+
+        Later changes of the other cache do not change it. Copies of this cache share it.
+        """
+
     def close(self) -> None:
         """Free the memory."""
 

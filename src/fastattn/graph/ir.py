@@ -13,6 +13,10 @@ Attention with causal=True reads and writes the KV caches of the step's sequence
 during the step. `attention_probs` comes before its attention. It reads the keys that were cached before the step and
 the keys of the step; its q_rows is always "tokens", and its maps are those of heads [first_head, first_head + n_maps).
 
+store_memory, in the Program of an encoder, stores keys and values in the caches of the step, which must be empty.
+cross_attention, in that of a decoder, reads them in the memory of each sequence's cache (`Cache.set_memory`). Memories
+have their own lengths and never change, so any number of sequences may share one.
+
 Attention reads the keys and values of all tokens, but its query rows may be a selection (`q_rows`, with the same
 meaning as in the gather_rows that made q). Row i of q is then the token `Step.wanted[i]`, or the first or last token of
 sequence i. With causal=True it attends to the positions up to its own; with a window, only to those at a smaller
@@ -22,7 +26,8 @@ distance. An empty sequence gathers a row of zeros and pools to zeros. A query t
 Every op computes each row independently, except attention (whose rows read the keys of their sequence), pool,
 window_rows (whose rows read their neighbors), lstm and gru (whose rows read the ones before, or after, in their
 sequence), and sequence_probs and weighted_sum (which read all rows of a sequence). rotary reads the position of each
-row's token; its attr `rows` says which tokens the rows are, like q_rows of attention.
+row's token, cross_attention the memory of its sequence, and lora its adapter; their attr `rows` says which tokens the
+rows are, like q_rows of attention.
 """
 
 from __future__ import annotations

@@ -72,13 +72,14 @@ class Tracer:
     def program(self, outputs: Mapping[str, Tensor], max_positions: int) -> Program:
         """Return the recorded ops as a Program with these outputs. All attention ops have keys of one shape."""
         attentions = [op for op in self.ops if op.kind == "attention"]
+        layers = [int(op.attrs["layer"]) + 1 for op in self.ops if op.kind in ("store_memory", "cross_attention")]
         attrs = attentions[0].attrs if attentions else {"n_kv_head": 1, "head_dim": 1}
         return Program(
             values=tuple(self.values),
             ops=tuple(self.ops),
             weights=dict(self.weights),
             outputs={name: tensor.index for name, tensor in outputs.items()},
-            n_layer=len(attentions),
+            n_layer=max([len(attentions), *layers]),
             n_kv_head=int(attrs["n_kv_head"]),
             head_dim=int(attrs["head_dim"]),
             max_positions=max_positions,

@@ -96,6 +96,17 @@ class CausalLMOutput(ModelOutput, Generic[_PerToken]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Seq2SeqLMOutput(ModelOutput):
+    """The outputs of a model of an encoder and a decoder.
+
+    logits [batch, seq_len, vocab_size] of the decoder. encoder_last_hidden_state [batch, seq_len, hidden_size].
+    """
+
+    logits: PerToken
+    encoder_last_hidden_state: PerToken
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EncoderOutput(ModelOutput, Generic[_PerToken]):
     """The outputs of an encoder.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 from fastattn.checkpoint.source import WeightSource
 from fastattn.checks import closest, quote, shown_names
@@ -16,293 +14,14 @@ from fastattn.graph.ir import Program
 from fastattn.graph.quantize import embedding_tables
 from fastattn.graph.rewrites import optimize
 from fastattn.graph.tensor import Tracer, Weights
-from fastattn.models import (
-    albert,
-    bert,
-    bloom,
-    camembert,
-    deberta_v2,
-    distilbert,
-    electra,
-    gemma,
-    gemma2,
-    gemma3,
-    gpt2,
-    gpt_neo,
-    gpt_neox,
-    gptj,
-    gte,
-    jina_bert,
-    llama,
-    mistral,
-    modernbert,
-    mpnet,
-    nomic_bert,
-    olmo2,
-    opt,
-    phi3,
-    qwen2,
-    qwen3,
-    roberta,
-    smollm3,
-    stablelm,
-)
-from fastattn.models.causal import CLASSIFIERS, DECODER_TASKS, LABEL_TASKS, SCORE_TASKS, SCORES, UNTAGGED_TASKS
 from fastattn.models.config import CommonConfig
-from fastattn.models.names import Layout, ModelNames, check_tensors, resolve_names
+from fastattn.models.families import FAMILIES, Family
+from fastattn.models.names import ModelNames, check_tensors, resolve_names
+from fastattn.models.seq2seq import joined
 from fastattn.models.tasks import TASKS, Task
 
 _MAX_NAMED = 8
 _log = logging.getLogger("fastattn")
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A model family, in one file of this folder.
-
-    build_with_types: `build` for calls with token types, if the family uses them only in such calls.
-    computed: returns the weights that are computed from the config and the checkpoint, by their names in the model.
-    n_hidden_weights: returns the number of weights of the checkpoint that only `computed` reads.
-    hidden_tensors: returns the names of these tensors, if they depend on the config. Others are reported as unused.
-    heads: by task, the prefixes of the tensor names of its head, if they are not those in `TASKS`.
-    missing: what messages say about heads that transformers has and this family lacks. needs_code: returns whether
-    transformers reads a config.json only with the code that comes with the checkpoint.
-    """
-
-    architectures: tuple[str, ...]
-    layout: Layout
-    tasks: tuple[Task, ...]
-    read_config: Callable[[Mapping[str, object]], CommonConfig]
-    build: Callable[[Any, Weights, Task], Program]
-    build_with_types: Callable[[Any, Weights, Task], Program] | None = None
-    computed: Callable[[Any, ModelNames], Mapping[str, WeightSource]] | None = None
-    n_hidden_weights: Callable[[Any], int] | None = None
-    hidden_tensors: Callable[[Any], Collection[str]] = lambda config: ()
-    heads: Mapping[Task, tuple[str, ...]] = field(default_factory=dict)
-    missing: Mapping[Task, str] = field(default_factory=dict)
-    needs_code: Callable[[Mapping[str, object]], bool] = lambda config: False
-
-    def head_names(self, task: Task) -> tuple[str, ...]:
-        """Return the prefixes of the tensor names of a task's head; () if it has none."""
-        return self.heads.get(task, TASKS[task].heads)
-
-
-_ENCODER_TASKS: tuple[Task, ...] = ("encoder", "sequence-classification")
-_ROBERTA_TASKS: tuple[Task, ...] = (
-    *_ENCODER_TASKS,
-    "masked-lm",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-)
-_NOMIC_TASKS: tuple[Task, ...] = (*_ENCODER_TASKS, "masked-lm", "token-classification")
-_BERT_TASKS: tuple[Task, ...] = (*_ROBERTA_TASKS, "next-sentence-prediction", "pre-training")
-
-
-def _size_of(tensors: Callable[[Any], Mapping[str, tuple[int, ...]]]) -> Callable[[Any], int]:
-    """Return a function from a config to the number of weights of these tensors."""
-    return lambda config: sum(map(math.prod, tensors(config).values()))
-
-
-def _llama(names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig]) -> Family:
-    """Return a family that uses the code of Llama."""
-    return Family(names, llama.LAYOUT, DECODER_TASKS, read_config, llama.build, computed=llama.computed, heads=SCORES)
-
-
-def _gemma(
-    names: tuple[str, ...], read_config: Callable[[Mapping[str, object]], CommonConfig], tasks: tuple[Task, ...]
-) -> Family:
-    """Return a family that uses the code of Gemma."""
-    return Family(
-        names,
-        gemma.LAYOUT,
-        tasks,
-        read_config,
-        gemma.build,
-        computed=gemma.computed,
-        n_hidden_weights=_size_of(gemma.hidden_tensors),
-        hidden_tensors=gemma.hidden_tensors,
-        heads=SCORES,
-    )
-
-
-FAMILIES: Mapping[str, Family] = {
-    "gpt2": Family(
-        gpt2.ARCHITECTURES,
-        gpt2.LAYOUT,
-        DECODER_TASKS,
-        gpt2.read_config,
-        gpt2.build,
-        partial(gpt2.build, types=True),
-        missing={"multiple-choice": "the multiple_choice_head of GPT2DoubleHeadsModel is not supported"},
-    ),
-    "llama": _llama(llama.ARCHITECTURES, llama.read_config),
-    "mistral": _llama(mistral.ARCHITECTURES, mistral.read_config),
-    "qwen2": _llama(qwen2.ARCHITECTURES, qwen2.read_config),
-    "qwen3": _llama(qwen3.ARCHITECTURES, qwen3.read_config),
-    "smollm3": _llama(smollm3.ARCHITECTURES, smollm3.read_config),
-    "gemma": _gemma(gemma.ARCHITECTURES, gemma.read_config, LABEL_TASKS),
-    "gemma2": _gemma(gemma2.ARCHITECTURES, gemma2.read_config, LABEL_TASKS),
-    "gemma3_text": _gemma(gemma3.ARCHITECTURES, gemma3.read_config, SCORE_TASKS),
-    "phi3": Family(
-        phi3.ARCHITECTURES,
-        phi3.LAYOUT,
-        LABEL_TASKS,
-        phi3.read_config,
-        phi3.build,
-        computed=phi3.computed,
-        heads=SCORES,
-    ),
-    "olmo2": Family(
-        olmo2.ARCHITECTURES,
-        llama.LAYOUT,
-        SCORE_TASKS,
-        olmo2.read_config,
-        olmo2.build,
-        computed=llama.computed,
-        heads=SCORES,
-    ),
-    "stablelm": Family(
-        stablelm.ARCHITECTURES,
-        stablelm.LAYOUT,
-        LABEL_TASKS,
-        stablelm.read_config,
-        stablelm.build,
-        computed=stablelm.computed,
-        heads=SCORES,
-    ),
-    "gpt_neox": Family(
-        gpt_neox.ARCHITECTURES,
-        gpt_neox.LAYOUT,
-        DECODER_TASKS,
-        gpt_neox.read_config,
-        gpt_neox.build,
-        computed=gpt_neox.computed,
-        n_hidden_weights=_size_of(gpt_neox.hidden_tensors),
-        hidden_tensors=gpt_neox.hidden_tensors,
-        heads=CLASSIFIERS,
-    ),
-    "gptj": Family(
-        gptj.ARCHITECTURES,
-        gptj.LAYOUT,
-        UNTAGGED_TASKS,
-        gptj.read_config,
-        gptj.build,
-        partial(gptj.build, types=True),
-        computed=gptj.computed,
-        heads=CLASSIFIERS,
-    ),
-    "gpt_neo": Family(
-        gpt_neo.ARCHITECTURES,
-        gpt_neo.LAYOUT,
-        DECODER_TASKS,
-        gpt_neo.read_config,
-        gpt_neo.build,
-        partial(gpt_neo.build, types=True),
-        heads=CLASSIFIERS,
-    ),
-    "opt": Family(
-        opt.ARCHITECTURES,
-        opt.LAYOUT,
-        UNTAGGED_TASKS,
-        opt.read_config,
-        opt.build,
-        computed=opt.computed,
-        heads=CLASSIFIERS,
-    ),
-    "bloom": Family(
-        bloom.ARCHITECTURES,
-        bloom.LAYOUT,
-        DECODER_TASKS,
-        bloom.read_config,
-        bloom.build,
-        computed=bloom.computed,
-        n_hidden_weights=_size_of(bloom.hidden_tensors),
-        hidden_tensors=bloom.hidden_tensors,
-        heads=CLASSIFIERS,
-    ),
-    "bert": Family(bert.ARCHITECTURES, bert.LAYOUT, _BERT_TASKS, bert.read_config, bert.build),
-    "distilbert": Family(
-        distilbert.ARCHITECTURES, distilbert.LAYOUT, _ROBERTA_TASKS, distilbert.read_config, distilbert.build
-    ),
-    "roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
-    "xlm-roberta": Family(roberta.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, roberta.read_config, roberta.build),
-    "camembert": Family(camembert.ARCHITECTURES, roberta.LAYOUT, _ROBERTA_TASKS, camembert.read_config, roberta.build),
-    "electra": Family(
-        electra.ARCHITECTURES,
-        electra.LAYOUT,
-        (*_ROBERTA_TASKS, "pre-training"),
-        electra.read_config,
-        electra.build,
-        heads={"masked-lm": ("generator_predictions.dense.",), "pre-training": ("discriminator_predictions.dense.",)},
-    ),
-    "albert": Family(
-        albert.ARCHITECTURES,
-        albert.LAYOUT,
-        (*_ROBERTA_TASKS, "pre-training"),
-        albert.read_config,
-        albert.build,
-        heads={"masked-lm": ("predictions.dense.",), "pre-training": ("predictions.dense.",)},
-    ),
-    "mpnet": Family(
-        mpnet.ARCHITECTURES,
-        mpnet.LAYOUT,
-        _ROBERTA_TASKS,
-        mpnet.read_config,
-        mpnet.build,
-        computed=mpnet.computed,
-        n_hidden_weights=mpnet.n_hidden_weights,
-    ),
-    "modernbert": Family(
-        modernbert.ARCHITECTURES,
-        modernbert.LAYOUT,
-        _ROBERTA_TASKS,
-        modernbert.read_config,
-        modernbert.build,
-        computed=modernbert.computed,
-        heads={"masked-lm": ("head.dense.",), "question-answering": ("classifier.",)},
-    ),
-    "nomic_bert": Family(
-        nomic_bert.ARCHITECTURES,
-        nomic_bert.LAYOUT,
-        _NOMIC_TASKS,
-        nomic_bert.read_config,
-        nomic_bert.build,
-        computed=nomic_bert.computed,
-        needs_code=nomic_bert.is_older,
-    ),
-    "gte": Family(gte.ARCHITECTURES, gte.LAYOUT, _NOMIC_TASKS, gte.read_config, gte.build, computed=gte.computed),
-    "new": Family(
-        gte.NEW_ARCHITECTURES,
-        gte.LAYOUT,
-        _ROBERTA_TASKS,
-        gte.read_new_config,
-        gte.build,
-        computed=gte.computed,
-        needs_code=lambda config: True,
-    ),
-    # Its config.json has the model type "bert".
-    "jina_bert": Family(
-        jina_bert.ARCHITECTURES,
-        jina_bert.LAYOUT,
-        _BERT_TASKS,
-        jina_bert.read_config,
-        jina_bert.build,
-        computed=jina_bert.computed,
-        needs_code=lambda config: True,
-    ),
-    "deberta-v2": Family(
-        deberta_v2.ARCHITECTURES,
-        deberta_v2.LAYOUT,
-        _ROBERTA_TASKS,
-        deberta_v2.read_config,
-        deberta_v2.build,
-        computed=deberta_v2.computed,
-        n_hidden_weights=deberta_v2.n_hidden_weights,
-        hidden_tensors=deberta_v2.hidden_tensors,
-        heads={"masked-lm": ("cls.predictions.", "lm_predictions.")},
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +32,8 @@ class BuiltModel:
     program: the optimized Program. tensors: the source of every weight part. trace_with_types: returns `traced` for
     calls with token types, None if they have no Program of their own. unexpected: the unused tensors of the checkpoint.
     outer_prefix: the prefix of its names before the family's prefix. n_parameters: the number of weights of the
-    checkpoint that the Program uses, and of those in its embedding tables.
+    checkpoint that the Program uses, and of those in its embedding tables. encoder: the optimized Program that stores
+    the memory for `program`, which then has the weights of both; None if there is none.
     """
 
     config: CommonConfig
@@ -325,6 +45,7 @@ class BuiltModel:
     outer_prefix: str = ""
     trace_with_types: Callable[[], Program] | None = None
     n_parameters: tuple[int, int] = (0, 0)
+    encoder: Program | None = None
 
 
 def find_family(config: Mapping[str, object]) -> Family:
@@ -379,6 +100,11 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
         names = names.with_computed(computed)
     _check_head(family, names, parsed, task)
     traced = family.build(parsed, Weights(Tracer(), names), task)
+    program, encoder = optimize(traced), None
+    if family.build_encoder is not None:
+        traced_encoder = family.build_encoder(parsed, Weights(Tracer(), names))
+        encoder, program = joined(optimize(traced_encoder), program)
+        traced = joined(traced_encoder, traced)[1]
     try:
         found = check_tensors(traced, names, task)
     except ConfigError as error:
@@ -388,12 +114,13 @@ def build(config: Mapping[str, object], tensors: Mapping[str, WeightSource], tas
     return BuiltModel(
         config=parsed,
         traced=traced,
-        program=optimize(traced),
+        program=program,
         tensors=found,
         task=task,
         unexpected=tuple(names.unexpected({**found, **read, **computed})),
         outer_prefix=names.outer,
         n_parameters=_count_parameters(traced, family, parsed, computed),
+        encoder=encoder,
         trace_with_types=None if with_types is None else lambda: with_types(parsed, Weights(Tracer(), names), task),
     )
 
@@ -408,7 +135,7 @@ def _count_parameters(
         if not weight.exact and name not in computed
     }
     hidden = 0 if family.n_hidden_weights is None else family.n_hidden_weights(config)
-    return sum(sizes.values()) + hidden, sum(sizes[name] for name in embedding_tables(program))
+    return sum(sizes.values()) + hidden, sum(sizes.get(name, 0) for name in embedding_tables(program))
 
 
 def _wrong_task(model_type: str, task: Task, family: Family) -> str:

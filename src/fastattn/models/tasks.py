@@ -15,6 +15,7 @@ Task: TypeAlias = Literal[
     "next-sentence-prediction",
     "multiple-choice",
     "pre-training",
+    "seq2seq-lm",
     "encoder",
 ]
 
@@ -96,5 +97,7 @@ TASKS: Mapping[Task, TaskEntry] = {
         heads=("cls.predictions.",),
         architecture="ForPreTraining",
     ),
+    "seq2seq-lm": TaskEntry(auto_class="AutoModelForSeq2SeqLM", pipeline=None, output="logits"),
     "encoder": TaskEntry(auto_class="AutoModel", pipeline="feature-extraction", output="last_hidden_state"),
 }
+GENERATING: tuple[Task, ...] = ("causal-lm", "seq2seq-lm")  # tasks whose models generate tokens

@@ -12,6 +12,7 @@ from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
 from fastattn.graph.kinds.lora import LORA, LoraAdapter, LoraPart
+from fastattn.graph.kinds.memory import CROSS_ATTENTION, STORE_MEMORY, cross_attention, store_memory
 from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, SCALE, layer_norm, rms_norm, scale
 from fastattn.graph.kinds.recurrent import (
     GRU,
@@ -59,6 +60,7 @@ __all__ = [
     "activate",
     "attention",
     "concat",
+    "cross_attention",
     "embedding",
     "features",
     "gather_rows",
@@ -72,6 +74,7 @@ __all__ = [
     "scale",
     "sequence_probs",
     "split",
+    "store_memory",
     "weighted_sum",
     "window_rows",
 ]
@@ -92,6 +95,8 @@ KINDS: Mapping[str, OpKind] = {
         SLICE,
         ATTENTION,
         ATTENTION_PROBS,
+        STORE_MEMORY,
+        CROSS_ATTENTION,
         GATHER_ROWS,
         POOL,
         WINDOW_ROWS,

@@ -110,10 +110,10 @@ def _position_attrs(tables: PositionTables | None) -> dict[str, Attr]:
 def attention_formula(run: Run, op: Op, q: Floats, k: Floats, v: Floats) -> Floats:
     """Compute what `attention` describes; zeros for a query that attends to no key."""
     out = np.zeros_like(q)
-    for sequence, (rows, positions) in enumerate(_queries(run, str(op.attrs["q_rows"]))):
+    for sequence, (rows, positions) in enumerate(queries_of(run, str(op.attrs["q_rows"]))):
         keys, values = _keys_and_values(run, op, sequence, k, v)
         probs = _probs(run, op, sequence, q[rows], positions, keys)
-        out[rows] = _join(probs @ _repeat(_heads(values, op), op))
+        out[rows] = join_heads(probs @ repeat_heads(split_heads(values, op), op))
     return out
 
 
@@ -121,7 +121,7 @@ def attention_probs_formula(run: Run, op: Op, q: Floats, k: Floats) -> list[Floa
     """Return the probabilities [n_maps, q_len, kv_len] of every sequence, of the heads from first_head on."""
     first, count = int(op.attrs["first_head"]), int(op.attrs["n_maps"])
     maps = []
-    for sequence, (rows, positions) in enumerate(_queries(run, "tokens")):
+    for sequence, (rows, positions) in enumerate(queries_of(run, "tokens")):
         keys, _ = _keys_and_values(run, op, sequence, k, None)
         maps.append(_probs(run, op, sequence, q[rows], positions, keys)[first : first + count])
     return maps
@@ -142,7 +142,7 @@ def _length(run: Run, sequence: int) -> int:
     return end - start
 
 
-def _queries(run: Run, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def queries_of(run: Run, q_rows: str) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return the rows of q that are the queries of each sequence, and their positions among its new tokens."""
     queries = []
     for sequence, (start, end) in enumerate(run.spans):
@@ -176,12 +176,12 @@ def _keys_and_values(run: Run, op: Op, sequence: int, k: Floats, v: Floats | Non
 
 def _probs(run: Run, op: Op, sequence: int, q: Floats, positions: NDArray[np.intp], keys: Floats) -> Floats:
     """Return the attention probabilities [n_head, q_len, kv_len] of a sequence."""
-    queries = _heads(q, op)
-    scores = queries @ _repeat(_heads(keys, op), op).transpose(0, 2, 1)
+    queries = split_heads(q, op)
+    scores = queries @ repeat_heads(split_heads(keys, op), op).transpose(0, 2, 1)
     past = len(keys) - _length(run, sequence)
     relative = np.arange(len(keys)) - (positions + past)[:, None]
     if op.attrs["has_columns"]:
-        scores = scores + _position_scores(run, op, sequence, relative, queries, _heads(keys, op))
+        scores = scores + _position_scores(run, op, sequence, relative, queries, split_heads(keys, op))
     scores = float(op.attrs["scale"]) * scores
     if op.attrs["has_bias"]:
         scores = scores + _biases(run, op, sequence, relative)
@@ -235,19 +235,19 @@ def _rows_of(weight: Parameter, rows: slice) -> Parameter:
     return Parameter(weight.form, weight.values[rows], integers)
 
 
-def _heads(x: Floats, op: Op) -> Floats:
+def split_heads(x: Floats, op: Op) -> Floats:
     """Reshape [rows, heads * head_dim] to [heads, rows, head_dim]."""
     head_dim = int(op.attrs["head_dim"])
     heads: Floats = x.reshape(len(x), x.shape[1] // head_dim, head_dim).transpose(1, 0, 2)
     return heads
 
 
-def _repeat(x: Floats, op: Op) -> Floats:
+def repeat_heads(x: Floats, op: Op) -> Floats:
     """Repeat each key or value head for every query head that shares it."""
     return np.repeat(x, int(op.attrs["n_head"]) // int(op.attrs["n_kv_head"]), axis=0)
 
 
-def _join(x: Floats) -> Floats:
+def join_heads(x: Floats) -> Floats:
     """Reshape [heads, rows, head_dim] to [rows, heads * head_dim]."""
     heads, rows, head_dim = x.shape
     joined: Floats = x.transpose(1, 0, 2).reshape(rows, heads * head_dim)
