@@ -74,7 +74,7 @@ def test_clips_are_reached(folder: Path) -> None:
 def test_same_bits(folder: Path, dtype: str) -> None:
     """Alone, in a batch in any order, in small batches, on any number of threads."""
     expected = [fa.ElmoEmbedder(folder, dtype=dtype, threads=1).embed_sentence(words) for words in SENTENCES]
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         with fa.ElmoEmbedder(folder, dtype=dtype, threads=threads) as embedder:
             for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0, 0]):
                 sentences = [SENTENCES[i] for i in order]

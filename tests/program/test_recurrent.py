@@ -87,15 +87,13 @@ def test_same_bits(kind: str, dtype: str) -> None:
     made = recurrent_program(kind)
     first = executor_of(made, dtype=dtype, threads=1)
     expected = {n: first.run(recurrent_step(n)) for n in LENGTHS}
-    for threads in (1, 2, 3):
-        executor = executor_of(made, dtype=dtype, threads=threads)
-        for order in (LENGTHS, LENGTHS[::-1], LENGTHS[2:] + LENGTHS[:2] + (0,)):
-            batch: dict[str, Any] = executor.run(recurrent_step(*order))
-            for name in ("y", "probs"):
-                for n, rows in zip(order, np.split(batch[name], np.cumsum(order)[:-1]), strict=True):
-                    assert n == 0 or rows.tobytes() == np.asarray(expected[n][name]).tobytes()
-            for n, row in zip(order, batch["z"], strict=True):
-                assert n == 0 or row.tobytes() == np.asarray(expected[n]["z"]).tobytes()
+    for threads, order in ((1, LENGTHS), (2, LENGTHS[::-1]), (3, LENGTHS[2:] + LENGTHS[:2] + (0,))):
+        batch: dict[str, Any] = executor_of(made, dtype=dtype, threads=threads).run(recurrent_step(*order))
+        for name in ("y", "probs"):
+            for n, rows in zip(order, np.split(batch[name], np.cumsum(order)[:-1]), strict=True):
+                assert n == 0 or rows.tobytes() == np.asarray(expected[n][name]).tobytes()
+        for n, row in zip(order, batch["z"], strict=True):
+            assert n == 0 or row.tobytes() == np.asarray(expected[n]["z"]).tobytes()
     plain = CpuExecutor(made.program, made.sources, dtype=dtype, threads=2).run(recurrent_step(17))
     assert np.asarray(plain["z"]).tobytes() == np.asarray(expected[17]["z"]).tobytes()
 
