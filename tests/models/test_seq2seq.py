@@ -39,7 +39,7 @@ T5_SIZES: dict[str, Any] = {
     "eos_token_id": 2, "decoder_start_token_id": 1, "initializer_factor": 1.0,
 }  # fmt: skip
 CLASSES = {"Marian": "MarianMTModel"}
-UNKNOWN = [1, 2, 4, *range(7, 99)]  # ids that the small tokenizer lacks, or does not show
+UNKNOWN = [0, 1, 4, *range(7, 99)]  # ids that the small tokenizer lacks, or does not show
 SOURCES = [[5, 17, 9, 2], [44, 3, 2], [8, 30, 31, 32, 50, 60, 70, 80, 90, 11, 2], [6, 2]]
 TARGETS = [[2, 5], [2, 9, 8, 7, 33, 21], [2], [2, 40, 41]]
 
@@ -215,10 +215,12 @@ def test_texts(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_small(tmp_path))
     with fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path) as model:
         texts = ["cats", "cat cat"]
-        ids = model.generate([tokenizer.encode(text) for text in texts], max_new_tokens=6, suppress_tokens=UNKNOWN)
-        found = model.generate(texts, max_new_tokens=6, suppress_tokens=UNKNOWN)
+        options: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 4, "suppress_tokens": UNKNOWN}
+        options["forced_eos_token_id"] = 2
+        ids = model.generate([tokenizer.encode(text) for text in texts], **options)
+        found = model.generate(texts, **options)
         assert found == [tokenizer.decode(one, skip_special_tokens=True) for one in ids]
         assert any(found)
-        assert model.generate(texts[0], max_new_tokens=6, suppress_tokens=UNKNOWN) == found[0]
+        assert model.generate(texts[0], **options) == found[0]
         with pytest.raises(InputError, match="attention_mask: expected None with texts"):
             model.generate(texts, attention_mask=[[1], [1]])
