@@ -13,9 +13,12 @@ import pytest
 import fastattn as fa
 from fastattn.errors import ConfigError, ContextLengthError, InputError
 from fastattn.graph.error_bounds import program_bound
+from fastattn.tokenizer import load_tokenizer
+from tests.tasks.test_tokenizer_marian import write_small
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 99, "d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 96,
@@ -37,6 +40,7 @@ T5_SIZES: dict[str, Any] = {
     "eos_token_id": 2, "decoder_start_token_id": 1, "initializer_factor": 1.0,
 }  # fmt: skip
 CLASSES = {"Marian": "MarianMTModel"}
+UNKNOWN = [0, 1, 4, *range(7, 99)]  # ids that the small tokenizer lacks, or does not show
 SOURCES = [[5, 17, 9, 2], [44, 3, 2], [8, 30, 31, 32, 50, 60, 70, 80, 90, 11, 2], [6, 2]]
 TARGETS = [[2, 5], [2, 9, 8, 7, 33, 21], [2], [2, 40, 41]]
 
@@ -129,7 +133,7 @@ def test_same_bits(pair: tuple[Path, Any], dtype: str) -> None:
     with fa.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, threads=1) as model:
         alone = [model([s], decoder_input_ids=[t]).logits[0] for s, t in zip(SOURCES, TARGETS, strict=True)]
         beams = [model.generate([s], **asked) for s in SOURCES]
-    with fa.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, threads=3) as model:
+    with fa.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, threads=2) as model:
         batch = model(SOURCES, decoder_input_ids=TARGETS).logits
         together = model.generate(SOURCES, **asked)
         greedy = model.generate(SOURCES, max_new_tokens=10, return_dict_in_generate=True)
@@ -204,3 +208,20 @@ def test_refused_options(tmp_path: Path, name: str, changes: dict[str, Any], mes
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ConfigError, match=message):
         fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+
+
+def test_texts(tmp_path: Path) -> None:
+    """A folder of Marian with its SentencePiece files: texts in, texts out, one or several."""
+    write(tmp_path, "marian")
+    tokenizer = load_tokenizer(write_small(tmp_path))
+    with fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path) as model:
+        texts = ["cats", "cat cat"]
+        options: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 4, "suppress_tokens": UNKNOWN}
+        options["forced_eos_token_id"] = 2
+        ids = model.generate([tokenizer.encode(text) for text in texts], **options)
+        found = model.generate(texts, **options)
+        assert found == [tokenizer.decode(one, skip_special_tokens=True) for one in ids]
+        assert any(found)
+        assert model.generate(texts[0], **options) == found[0]
+        with pytest.raises(InputError, match="attention_mask: expected None with texts"):
+            model.generate(texts, attention_mask=[[1], [1]])
