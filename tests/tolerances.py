@@ -68,6 +68,8 @@ def activation(name: str, x: F64, reference: F64) -> F64:
     if name == "silu":
         # where e^-x overflows (beyond 88.7) the result is 0: the error is less than 2^-120
         return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
+    if name == "sigmoid":
+        return (EXP + 3 * U) * np.abs(reference) + 2.0**-120
     if name == "gelu_tanh":
         # the exponent has three roundings and two rounded constants; x / (1 + e^y) does not enlarge this error
         y = math.sqrt(8 / math.pi) * (np.abs(x) + 0.044715 * np.abs(x) ** 3)
@@ -114,6 +116,13 @@ def l2_normalize(n: int, reference: F64) -> F64:
 def rms_norm(n: int, reference: F64) -> F64:
     """Bound x * (1 / sqrt(sum / n + eps)) * weight: half the relative error of the radicand, and four roundings."""
     return gamma((tree_sum_roundings(n) + 2) / 2 + 4) * np.abs(reference) + SMALLEST
+
+
+def lora(x: F64, down: F64, up: F64, y: F64) -> F64:
+    """Bound y + (x down^T) up: k roundings of an inner value at most, one per rank of the output."""
+    inner = np.abs(x) @ np.abs(down).T
+    rank, k = down.shape
+    return gamma(k + rank) * (inner @ np.abs(up)) + gamma(rank) * np.abs(y) + (rank + 1) * SMALLEST
 
 
 def rotary(x: F64, other: F64, cosine: F64, sine: F64) -> F64:

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -169,6 +170,30 @@ py::array rms_norm_f32(const std::string& target, const py::array& x, const py::
                                      .groups = w.n == 0 ? 0 : in.n / w.n,
                                      .n = w.n,
                                      .eps = eps});
+    return out;
+}
+
+// y [rows, n] + (x [rows, k] down^T [k, rank]) up [rank, n]
+py::array lora_f32(const std::string& target, const py::array& x, const py::array& down, const py::array& up,
+                   const py::array& y) {
+    const Rows in = rows_of("x", x), of_down = rows_of("down", down), of_up = rows_of("up", up), to = rows_of("y", y);
+    if (of_down.n != in.n || of_up.rows != of_down.rows || to.rows != in.rows || of_up.n != to.n)
+        throw py::value_error("expected x [rows, k], down [rank, k], up [rank, n] and y [rows, n]");
+    auto out = matrix(to.rows, to.n);
+    std::vector<float> inner(static_cast<size_t>(in.rows) * static_cast<size_t>(of_down.rows));
+    kernels_of(target).lora_f32({.x = in.data,
+                                 .x_stride = in.stride,
+                                 .down = of_down.data,
+                                 .up = of_up.data,
+                                 .y = to.data,
+                                 .y_stride = to.stride,
+                                 .out = out.mutable_data(),
+                                 .out_stride = to.n,
+                                 .inner = inner.data(),
+                                 .rows = in.rows,
+                                 .rank = of_down.rows,
+                                 .k = in.n,
+                                 .n = to.n});
     return out;
 }
 
@@ -353,6 +378,58 @@ py::tuple exp_sum_f32(const std::string& target, const py::array& x, float shift
     return py::make_tuple(out, sum, sum_alone, log_sum);
 }
 
+// One step of a cell: (output, new state).
+template <auto kernel, int gates>
+py::tuple cell(const std::string& target, const py::array& x, const py::array& sums, const py::array& state,
+               float clip) {
+    const Rows in = rows_of("x", x, 1), added = rows_of("sums", sums, 1, in.n);
+    const Rows before = rows_of("state", state, 1, in.n / gates);
+    py::array_t<float> out(before.n), after(before.n);
+    std::copy(before.data, before.data + before.n, after.mutable_data());
+    (kernels_of(target).*kernel)({.x = in.data,
+                                  .sums = added.data,
+                                  .state = after.mutable_data(),
+                                  .out = out.mutable_data(),
+                                  .n = before.n,
+                                  .clip = clip});
+    return py::make_tuple(out, after);
+}
+
+py::array clip_f32(const std::string& target, const py::array& x, float clip) {
+    const Rows in = rows_of("x", x, 1);
+    py::array_t<float> out(in.n);
+    kernels_of(target).clip_f32({.x = in.data, .out = out.mutable_data(), .n = in.n, .clip = clip});
+    return out;
+}
+
+py::array query_scores_f32(const std::string& target, const py::array& query, const py::array& keys,
+                           const MaybeArray& weight) {
+    const Rows rows = rows_of("keys", keys), q = rows_of("query", query, 1, rows.n);
+    const Rows w = rows_of("weight", weight, 1, rows.n);
+    py::array_t<float> out(rows.rows);
+    kernels_of(target).query_scores_f32({.query = q.data,
+                                         .keys = rows.data,
+                                         .keys_stride = rows.stride,
+                                         .weight = w.data,
+                                         .out = out.mutable_data(),
+                                         .rows = rows.rows,
+                                         .n = rows.n});
+    return out;
+}
+
+py::array weighted_sum_f32(const std::string& target, const py::array& weights, const py::array& x) {
+    const Rows rows = rows_of("x", x), w = rows_of("weights", weights, 1, rows.rows);
+    py::array_t<float> out(rows.n);
+    kernels_of(target).weighted_sum_f32({.weights = w.data,
+                                         .weights_stride = 1,
+                                         .x = rows.data,
+                                         .x_stride = rows.stride,
+                                         .out = out.mutable_data(),
+                                         .rows = rows.rows,
+                                         .n = rows.n});
+    return out;
+}
+
 }  // namespace
 
 void register_kernels(py::module_& module) {
@@ -369,6 +446,7 @@ void register_kernels(py::module_& module) {
           py::arg("transposed") = false);
     m.def("layer_norm_f32", &layer_norm_f32, target, x, py::kw_only(), py::arg("weight") = none, py::arg("bias") = none,
           py::arg("eps"));
+    m.def("lora_f32", &lora_f32, target, x, py::arg("down"), py::arg("up"), py::arg("y"));
     m.def("rms_norm_f32", &rms_norm_f32, target, x, py::arg("weight"), py::kw_only(), py::arg("eps"));
     m.def("rotary_f32", &rotary_f32, target, x, py::arg("table"), py::arg("positions"), py::kw_only(),
           py::arg("n_head"), py::arg("interleaved") = false, py::arg("in_place") = false);
@@ -387,6 +465,13 @@ void register_kernels(py::module_& module) {
     m.def("multiply_f32", &combine<&KernelTable::multiply_f32>, target, x, py::arg("y"));
     m.def("pool_f32", &pool_f32, target, x, py::kw_only(), py::arg("kind"));
     m.def("l2_normalize_f32", &l2_normalize_f32, target, x, py::kw_only(), py::arg("eps"));
+    const py::arg sums("sums"), state("state");
+    m.def("lstm_cell_f32", &cell<&KernelTable::lstm_cell_f32, 4>, target, x, sums, state, py::arg("clip") = 0.0f);
+    m.def("gru_cell_f32", &cell<&KernelTable::gru_cell_f32, 3>, target, x, sums, state, py::arg("clip") = 0.0f);
+    m.def("clip_f32", &clip_f32, target, x, py::kw_only(), py::arg("clip"));
+    m.def("query_scores_f32", &query_scores_f32, target, py::arg("query"), py::arg("keys"), py::kw_only(),
+          py::arg("weight") = none);
+    m.def("weighted_sum_f32", &weighted_sum_f32, target, py::arg("weights"), x);
     m.def("argmax_f32", &argmax_f32, target, x);
     m.def("find_f32", &find_f32, target, x, py::kw_only(), py::arg("threshold"));
     m.def("exp_sum_f32", &exp_sum_f32, target, x, py::kw_only(), py::arg("shift"));

@@ -1,6 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <tuple>
 
 #include "bindings/bindings.h"
 #include "bindings/objects.h"
@@ -10,6 +12,7 @@
 #include "program/executor.h"
 #include "program/names.h"
 #include "sampling/sampler.h"
+#include "weights/adapter.h"
 #include "weights/pack.h"
 
 namespace fastattn {
@@ -71,12 +74,16 @@ py::list packed(Engine& engine, const std::string& name) {
 
 py::list run(Executor& executor, const py::array& token_ids, const py::array& cu_seqlens, const py::array& positions,
              const py::array& wanted, const std::optional<py::array>& token_type_ids, const Caches& caches,
-             const py::object& out, const std::optional<py::array>& key_counts) {
+             const py::object& out, const std::optional<py::array>& key_counts, const py::sequence& features) {
     StepInput step = step_from(token_ids, cu_seqlens, positions, wanted, token_type_ids, caches);
     if (key_counts) {
         step.key_counts = data_of<int32_t>("key_counts", *key_counts, 1);
         if (key_counts->size() != step.n_sequences)
             throw Error(ErrorKind::kInput, "key_counts: expected one per sequence");
+    }
+    for (const py::handle& item : features) {
+        const auto rows = item.cast<py::array>();
+        step.features.push_back({data_of<float>("features", rows, 2), rows.shape(0), rows.shape(1)});
     }
     const CacheGuard guard(step.caches);
     py::list arrays;
@@ -138,6 +145,37 @@ void register_engine(py::module_& m) {
           "Bytes of data, scales and sums of a weight.");
 }
 
+Buffer copy_of(const float* data, int64_t count) {
+    Buffer buffer(static_cast<size_t>(count) * sizeof(float));
+    std::copy_n(data, count, buffer.floats());
+    return buffer;
+}
+
+// parts: (target, down [rank, in_features], up [rank, out_features]) of each linear that the adapter changes.
+std::shared_ptr<Adapter> new_adapter(const std::vector<std::tuple<int32_t, py::array, py::array>>& parts) {
+    auto adapter = std::make_shared<Adapter>();
+    for (const auto& [target, down, up] : parts) {
+        const float *of_down = data_of<float>("down", down, 2), *of_up = data_of<float>("up", up, 2);
+        if (down.shape(0) != up.shape(0) || down.shape(0) < 1 || down.shape(0) > ops::kMaxLoraRank)
+            throw Error(ErrorKind::kInput, "adapter: expected matrices [rank, in] and [rank, out] of a rank up to " +
+                                               std::to_string(ops::kMaxLoraRank));
+        if (!adapter->parts.empty() && adapter->parts.back().target >= target)
+            throw Error(ErrorKind::kInput, "adapter: expected targets in ascending order");
+        adapter->parts.push_back({.target = target,
+                                  .rank = static_cast<int32_t>(down.shape(0)),
+                                  .in_features = static_cast<int32_t>(down.shape(1)),
+                                  .out_features = static_cast<int32_t>(up.shape(1)),
+                                  .down = copy_of(of_down, down.size()),
+                                  .up = copy_of(of_up, up.size())});
+    }
+    return adapter;
+}
+
+void register_adapter(py::module_& m) {
+    py::classh<Adapter> adapter(m, "Adapter", careful_new(), "Matrices that are added to linears for some sequences.");
+    def_init(adapter, new_adapter, py::arg("parts"));
+}
+
 void register_executor(py::module_& m) {
     py::classh<Executor> executor(m, "Executor", careful_new(), "Runs one Program.");
     def_init(
@@ -149,6 +187,12 @@ void register_executor(py::module_& m) {
     define_drawing(executor);
     executor
         .def(
+            "new_cache",
+            [](Executor& self, const std::shared_ptr<Adapter>& adapter) {
+                return object_of(std::make_shared<KvCache>(self.kv_pool(), adapter));
+            },
+            py::arg("adapter"))
+        .def(
             "set_profiling",
             [](Executor& executor, bool on) {
                 without_gil([&](const std::function<bool()>&) { executor.set_profiling(on); });
@@ -158,13 +202,14 @@ void register_executor(py::module_& m) {
         .def_property_readonly("workspace_bytes", &Executor::workspace_bytes)
         .def("run", run, py::arg("token_ids"), py::arg("cu_seqlens"), py::arg("positions"), py::arg("wanted"),
              py::arg("token_type_ids") = py::none(), py::arg("caches") = py::none(), py::arg("out") = py::none(),
-             py::arg("key_counts") = py::none());
+             py::arg("key_counts") = py::none(), py::arg("features") = py::tuple());
 }
 
 }  // namespace
 
 void register_program(py::module_& m) {
     register_engine(m);
+    register_adapter(m);
     register_cache(m);
     register_executor(m);
     register_decoding<Executor>(m);

@@ -19,7 +19,8 @@ inline StepInput step_from(const py::array& token_ids, const py::array& cu_seqle
                            const py::array& wanted, const std::optional<py::array>& token_type_ids,
                            const Caches& caches) {
     const StepInput step{arrays_from(token_ids, cu_seqlens, positions, wanted, token_type_ids),
-                         caches.value_or(std::vector<KvCache*>{})};
+                         caches.value_or(std::vector<KvCache*>{}),
+                         {}};
     for (const KvCache* cache : step.caches)
         if (cache == nullptr) throw Error(ErrorKind::kInput, "caches: expected a cache for every sequence, got None");
     if (caches && step.caches.size() != static_cast<size_t>(step.n_sequences))

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "core/error.h"
+#include "program/op_kind.h"
 #include "runtime/fork_local.h"
 
 namespace fastattn::cuda {
@@ -45,6 +46,23 @@ void check_no_windows(const OpSpec& op) {
                     "device: expected \"cpu\" for a model with a convolution over tokens, got \"cuda\"");
 }
 
+// Nor for adapters of sequences.
+void check_no_adapters(const OpSpec& op) {
+    if (op.is<LoraAttrs>())
+        throw Error(
+            ErrorKind::kConfig,
+            "device: expected \"cpu\" for LoRA adapters of requests, got \"cuda\"; load the model with adapter=, "
+            "which adds one to the weights");
+}
+
+// Only the CPU has kernels for recurrent models.
+void check_not_recurrent(const OpSpec& op) {
+    if (op.is<FeaturesAttrs>() || op.is<ConcatAttrs>() || op.is<LstmAttrs>() || op.is<GruAttrs>() ||
+        op.is<SequenceProbsAttrs>() || op.is<WeightedSumAttrs>())
+        throw Error(ErrorKind::kConfig, "device: expected \"cpu\" for a recurrent model, which has the op " +
+                                            std::string(kind_of(op).name) + ", got \"cuda\"");
+}
+
 // The attention kernels have no tables of relative positions and no soft-capped scores yet.
 void check_attention(const AttentionAttrs* attrs) {
     if (attrs == nullptr || (!attrs->has_columns && attrs->softcap == 0.0f)) return;
@@ -64,6 +82,8 @@ Executor::Executor(std::shared_ptr<Engine> engine, ProgramSpec spec, Type kv_typ
     check_spec(spec_);
     for (const OpSpec& op : spec_.ops) {
         check_no_windows(op);
+        check_no_adapters(op);
+        check_not_recurrent(op);
         check_attention(op.as<AttentionAttrs>());
         check_attention(op.as<AttentionProbsAttrs>());
     }

@@ -46,6 +46,13 @@ struct Executor::OpRun {
     void launch(const GatherRowsAttrs& attrs) const;
     void launch(const PoolAttrs& attrs) const;
     void launch(const WindowRowsAttrs& attrs) const;
+    void launch(const LoraAttrs& attrs) const;
+    void launch(const FeaturesAttrs&) const {}  // the constructor refuses these
+    void launch(const ConcatAttrs&) const {}
+    void launch(const LstmAttrs&) const {}
+    void launch(const GruAttrs&) const {}
+    void launch(const SequenceProbsAttrs&) const {}
+    void launch(const WeightedSumAttrs&) const {}
     void launch(const AttentionAttrs& attrs) const;
     void launch(const AttentionProbsAttrs& attrs) const;
 
@@ -174,6 +181,7 @@ void Executor::OpRun::launch(const PoolAttrs& attrs) const {
 }
 
 void Executor::OpRun::launch(const WindowRowsAttrs&) const {}  // the constructor refuses it
+void Executor::OpRun::launch(const LoraAttrs&) const {}        // and this one
 
 ProductArgs Executor::OpRun::product() const {
     const Weight& matrix = weight(0);

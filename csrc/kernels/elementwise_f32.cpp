@@ -40,6 +40,7 @@ void activation_f32(const ElementwiseF32Args& args) {
         case Activation::kRelu: return activate_all<Activation::kRelu>(args);
         case Activation::kTanh: return activate_all<Activation::kTanh>(args);
         case Activation::kSilu: return activate_all<Activation::kSilu>(args);
+        case Activation::kSigmoid: return activate_all<Activation::kSigmoid>(args);
     }
 }
 

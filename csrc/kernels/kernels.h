@@ -10,7 +10,7 @@
 
 namespace fastattn {
 
-enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
+enum class Activation : int32_t { kNone, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu, kSigmoid };
 enum class PoolKind : int32_t { kMean, kMax, kMeanSqrtLen };
 
 // c[i, j] = residual[i, j] + activation(bias[j] + sum over k of a[i, k] * b[k, j]), for rows [0, m) and the columns of
@@ -89,6 +89,20 @@ struct RmsNormF32Args {
     int64_t out_stride;
     int32_t rows, groups, n;
     float eps;
+};
+
+// out = y + (x down^T) up: a LoRA adapter.
+struct LoraF32Args {
+    const float* x;  // [rows, k]
+    int64_t x_stride;
+    const float* down;  // [rank, k]
+    const float* up;    // [rank, n]
+    const float* y;     // [rows, n]; may be the memory of out
+    int64_t y_stride;
+    float* out;  // [rows, n]
+    int64_t out_stride;
+    float* inner;  // room for [rows, rank]
+    int32_t rows, rank, k, n;
 };
 
 // Rotates pairs of elements of each head by an angle of the row's position. The pairs are (i, i + dimensions / 2) or,
@@ -207,6 +221,45 @@ struct RowsF32Args {  // l2_normalize: out = x / max(norm(x), eps)
     float eps;
 };
 
+// One step of an LSTM or GRU cell, for one sequence. The gates are x + sums, in the order of torch: input, forget, cell
+// and output (lstm), or reset, update and new (gru). x: from the input, with its bias; sums: from the last output, with
+// its bias.
+struct CellF32Args {
+    const float* x;     // lstm: [4, n], gru: [3, n]
+    const float* sums;  // as x
+    float* state;       // [n], updated: the cell (lstm), or the last output (gru)
+    float* out;         // [n]
+    int32_t n;
+    float clip = 0.0f;  // lstm: the cell is clipped to [-clip, clip]; 0: not at all
+};
+
+struct ClipF32Args {
+    const float* x;  // [n]
+    float* out;      // [n]
+    int32_t n;
+    float clip;
+};
+
+// Scores of the rows of one sequence for one query: sum of weight * tanh(query + key) (Bahdanau), or without a weight
+// of query * key (Luong).
+struct QueryScoresF32Args {
+    const float* query;  // [n]
+    const float* keys;   // [rows, n]
+    int64_t keys_stride;
+    const float* weight;  // [n] or null
+    float* out;           // [rows]
+    int32_t rows, n;
+};
+
+struct WeightedSumF32Args {  // out = sum over r of weights[r] * x[r], in order
+    const float* weights;    // [rows]
+    int64_t weights_stride;
+    const float* x;  // [rows, n]
+    int64_t x_stride;
+    float* out;  // [n]; zeros for rows = 0
+    int32_t rows, n;
+};
+
 // The highest value and its first index. The index is -1 if there is a NaN.
 struct ArgmaxF32Args {
     const float* x;  // [n]
@@ -249,6 +302,7 @@ struct KernelTable {
     void (*pack[kFormats])(const PackArgs&);          // null for float32, whose bits are only moved
     void (*layer_norm_f32)(const LayerNormF32Args&);
     void (*rms_norm_f32)(const RmsNormF32Args&);
+    void (*lora_f32)(const LoraF32Args&);
     void (*rotary_f32)(const RotaryF32Args&);
     void (*kv_store[kKvFormats])(const KvStoreArgs&);
     void (*attention[kKvFormats])(const AttentionArgs&);
@@ -259,6 +313,11 @@ struct KernelTable {
     void (*multiply_f32)(const ElementwiseF32Args&);
     void (*pool_f32)(const PoolF32Args&);
     void (*l2_normalize_f32)(const RowsF32Args&);
+    void (*lstm_cell_f32)(const CellF32Args&);
+    void (*gru_cell_f32)(const CellF32Args&);
+    void (*clip_f32)(const ClipF32Args&);
+    void (*query_scores_f32)(const QueryScoresF32Args&);
+    void (*weighted_sum_f32)(const WeightedSumF32Args&);
     void (*argmax_f32)(const ArgmaxF32Args&);
     // Independent multiply-adds in the arithmetic of a format (int4: as int8). `measure_dot_ops` is the number of
     // operations per iteration, two per multiply-add.

@@ -235,6 +235,7 @@ FA_INLINE void finish(const LinearArgs& args, const Tile& t, int rows) {
         case Activation::kRelu: return finish_rows<kFormat, Activation::kRelu>(args, t, rows);
         case Activation::kTanh: return finish_rows<kFormat, Activation::kTanh>(args, t, rows);
         case Activation::kSilu: return finish_rows<kFormat, Activation::kSilu>(args, t, rows);
+        case Activation::kSigmoid: return finish_rows<kFormat, Activation::kSigmoid>(args, t, rows);
     }
 }
 

@@ -413,6 +413,7 @@ FA_INLINE void linear_of_target(const LinearArgs& args) {
             case Activation::kRelu: LinearOnTiles<kFormat, Activation::kRelu>(args).run(); break;
             case Activation::kTanh: LinearOnTiles<kFormat, Activation::kTanh>(args).run(); break;
             case Activation::kSilu: LinearOnTiles<kFormat, Activation::kSilu>(args).run(); break;
+            case Activation::kSigmoid: LinearOnTiles<kFormat, Activation::kSigmoid>(args).run(); break;
         }
     }
     if (args.c_stream) end_streams();

@@ -111,6 +111,10 @@ FA_INLINE Vec silu(Vec x) {
     return div(x, add(broadcast(1.0f), exp(neg(x))));
 }
 
+FA_INLINE Vec sigmoid(Vec x) {
+    return div(broadcast(1.0f), add(broadcast(1.0f), exp(neg(x))));
+}
+
 // Either gelu within 2.5e-5: max(x, 0) - |x| 2^-(1 + |x| P(|x|)) with P of low degree. Half the operations of the
 // functions above, for a result that the next linear rounds to bfloat16 or int8.
 template <int N>
@@ -137,6 +141,7 @@ FA_INLINE Vec activate(Vec x) {
     if constexpr (A == Activation::kRelu) return max(zero(), x);
     if constexpr (A == Activation::kTanh) return tanh(x);
     if constexpr (A == Activation::kSilu) return silu(x);
+    if constexpr (A == Activation::kSigmoid) return sigmoid(x);
     return x;
 }
 

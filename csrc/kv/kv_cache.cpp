@@ -69,7 +69,7 @@ void KvCache::trim() {
 }
 
 KvCache KvCache::fork() const {
-    KvCache other(pool_);
+    KvCache other(pool_, adapter_);
     other.pages_ = pages_;
     other.blocks_ = blocks_;
     other.length_ = length_;

@@ -11,11 +11,16 @@
 
 namespace fastattn {
 
+struct Adapter;
+
 class KvCache {
 public:
-    explicit KvCache(std::shared_ptr<PagePool> pool) : pool_(std::move(pool)) {}
+    // adapter: of the sequence; null: none.
+    explicit KvCache(std::shared_ptr<PagePool> pool, std::shared_ptr<const Adapter> adapter = nullptr)
+        : pool_(std::move(pool)), adapter_(std::move(adapter)) {}
 
     int32_t length() const { return length_; }
+    const Adapter* adapter() const { return adapter_.get(); }
     bool closed() const { return pool_ == nullptr; }
     const PagePool* pool() const { return pool_.get(); }
     const std::shared_ptr<PagePool>& shared_pool() const { return pool_; }
@@ -46,6 +51,7 @@ public:
 
 private:
     std::shared_ptr<PagePool> pool_;
+    std::shared_ptr<const Adapter> adapter_;
     std::vector<PagePool::Page> pages_;
     std::vector<std::byte*> blocks_;
     int32_t length_ = 0;

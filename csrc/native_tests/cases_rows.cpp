@@ -8,8 +8,9 @@ namespace {
 
 constexpr int kSizes[] = {0, 1, 15, 16, 17, 35, 64, 100, 768};
 constexpr int kRowCounts[] = {0, 1, 3};
-constexpr Activation kActivations[] = {Activation::kNone, Activation::kGeluErf, Activation::kGeluTanh,
-                                       Activation::kRelu, Activation::kTanh,    Activation::kSilu};
+constexpr Activation kActivations[] = {Activation::kNone,   Activation::kGeluErf, Activation::kGeluTanh,
+                                       Activation::kRelu,   Activation::kTanh,    Activation::kSilu,
+                                       Activation::kSigmoid};
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kSpecial[] = {kNan, kInfinity, -kInfinity, 0.0f, -0.0f, 1e-40f, -1e-40f, 1e30f, -1e30f};
@@ -94,6 +95,33 @@ void rms_norm(const KernelTable& table, Record& record) {
                                         .eps = 1e-6f});
                     record.add(out.data(), out.size());
                 }
+}
+
+void lora(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (int rows : kRowCounts)
+            for (int rank : {1, 9, 16})
+                for (int k : {1, 16, 37})
+                    for (int n : {1, 16, 83}) {
+                        const GuardedBuffer x(int64_t{rows} * k, 89), down(int64_t{rank} * k, 90);
+                        const GuardedBuffer up(int64_t{rank} * n, 91), y(int64_t{rows} * n, 92);
+                        const GuardedBuffer inner(int64_t{rows} * rank, 93);
+                        if (special) add_specials(x, 94);
+                        table.lora_f32({.x = x.data(),
+                                        .x_stride = k,
+                                        .down = down.data(),
+                                        .up = up.data(),
+                                        .y = y.data(),
+                                        .y_stride = n,
+                                        .out = y.data(),
+                                        .out_stride = n,
+                                        .inner = inner.data(),
+                                        .rows = rows,
+                                        .rank = rank,
+                                        .k = k,
+                                        .n = n});
+                        record.add(y.data(), y.size());
+                    }
 }
 
 void rotary_case(const KernelTable& table, Record& record, int rows, int head_dim, int dimensions, bool interleaved,
@@ -243,12 +271,76 @@ void exp_sum(const KernelTable& table, Record& record) {
         }
 }
 
+template <auto kernel, int gates>
+void cell(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (float limit : {0.0f, 0.5f})
+            for (int n : kSizes) {
+                const GuardedBuffer x(int64_t{gates} * n, 91), sums(int64_t{gates} * n, 92), state(n, 93), out(n, 94);
+                if (special) add_specials(x, 95);
+                (table.*kernel)({.x = x.data(),
+                                 .sums = sums.data(),
+                                 .state = state.data(),
+                                 .out = out.data(),
+                                 .n = n,
+                                 .clip = limit});
+                record.add(out.data(), out.size());
+                record.add(state.data(), state.size());
+            }
+}
+
+void clip(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (int n : kSizes) {
+            const GuardedBuffer x(n, 96), out(n, 97);
+            if (special) add_specials(x, 98);
+            table.clip_f32({.x = x.data(), .out = out.data(), .n = n, .clip = 0.5f});
+            record.add(out.data(), out.size());
+        }
+}
+
+void query_scores(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (bool weighted : {false, true})
+            for (int rows : kRowCounts)
+                for (int n : kSizes) {
+                    const GuardedBuffer query(n, 101), keys(int64_t{rows} * n, 102), weight(n, 103), out(rows, 104);
+                    if (special) add_specials(keys, 105);
+                    table.query_scores_f32({.query = query.data(),
+                                            .keys = keys.data(),
+                                            .keys_stride = n,
+                                            .weight = weighted ? weight.data() : nullptr,
+                                            .out = out.data(),
+                                            .rows = rows,
+                                            .n = n});
+                    record.add(out.data(), out.size());
+                }
+}
+
+void weighted_sum(const KernelTable& table, Record& record) {
+    for (bool special : {false, true})
+        for (int rows : kRowCounts)
+            for (int n : kSizes) {
+                const GuardedBuffer weights(rows, 106), x(int64_t{rows} * n, 107), out(n, 108);
+                if (special) add_specials(x, 109);
+                table.weighted_sum_f32({.weights = weights.data(),
+                                        .weights_stride = 1,
+                                        .x = x.data(),
+                                        .x_stride = n,
+                                        .out = out.data(),
+                                        .rows = rows,
+                                        .n = n});
+                record.add(out.data(), out.size());
+            }
+}
+
 }  // namespace
 
 const std::vector<KernelCases> kRowCases = {
     {"linear_f32", linear},
     {"layer_norm_f32", layer_norm},
     {"rms_norm_f32", rms_norm},
+    {"lora_f32", lora},
     {"rotary_f32", rotary},
     {"softmax_f32", softmax},
     {"activation_f32", activation},
@@ -259,6 +351,11 @@ const std::vector<KernelCases> kRowCases = {
     {"argmax_f32", argmax},
     {"find_f32", find},
     {"exp_sum_f32", exp_sum},
+    {"lstm_cell_f32", cell<&KernelTable::lstm_cell_f32, 4>},
+    {"gru_cell_f32", cell<&KernelTable::gru_cell_f32, 3>},
+    {"clip_f32", clip},
+    {"query_scores_f32", query_scores},
+    {"weighted_sum_f32", weighted_sum},
 };
 
 }  // namespace fastattn::native_tests

@@ -92,18 +92,21 @@ bool streams(const Team& team, const KernelTable& kernels, const LinearOp& op) {
            row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
 }
 
+// A few rows of x in the format of the weights, in the scratch of a thread.
+Quantized rounded_alone(int thread, const KernelTable& kernels, const LinearOp& op) {
+    float* own = op.scratch[thread] + kLinearScratch;
+    const Quantized to{reinterpret_cast<int32_t*>(own), own + kAloneWords};
+    round_rows(kernels, op.x, 0, op.x.rows, {.format = op.weights.format, .words = op.weights.words, .to = to});
+    return to;
+}
+
 // x in the format of the weights, ready for this thread to read.
 Quantized rounded_x(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t m = op.x.rows, stride = quantized_stride(op.weights.words);
     if (op.weights.format == Format::kFloat32) return {reinterpret_cast<int32_t*>(op.x.data), nullptr};
     if (op.x_rounded) return op.quantized;
-    Rounded rounded{.format = op.weights.format, .words = op.weights.words, .to = op.quantized};
-    if (m <= kAloneRows && m * stride <= kAloneWords) {
-        float* own = op.scratch[team.index()] + kLinearScratch;
-        rounded.to = {reinterpret_cast<int32_t*>(own), own + kAloneWords};
-        round_rows(kernels, op.x, 0, m, rounded);
-        return rounded.to;
-    }
+    if (m <= kAloneRows && m * stride <= kAloneWords) return rounded_alone(team.index(), kernels, op);
+    const Rounded rounded{.format = op.weights.format, .words = op.weights.words, .to = op.quantized};
     const int64_t rows = std::max<int64_t>(1, 16384 / std::max(op.x.width, 1));
     team.for_chunks((m + rows - 1) / rows, [&](int64_t chunk) {
         round_rows(kernels, op.x, chunk * rows, std::min(rows, m - chunk * rows), rounded);
@@ -169,6 +172,19 @@ struct Run {
 };
 
 }  // namespace
+
+int64_t most_alone(const Matrix& weights) {
+    return std::min(kAloneRows, kAloneWords / quantized_stride(weights.words));
+}
+
+void linear_alone(int thread, const KernelTable& kernels, const LinearOp& op) {
+    const bool plain = op.weights.format == Format::kFloat32;
+    const Quantized x =
+        plain ? Quantized{reinterpret_cast<int32_t*>(op.x.data), nullptr} : rounded_alone(thread, kernels, op);
+    const int64_t stride = plain ? op.x.stride : quantized_stride(op.weights.words);
+    const Run run{.kernels = kernels, .op = op, .x = x, .x_stride = stride, .thread = thread, .stream = false};
+    run({.row = 0, .rows = op.x.rows, .panel = 0, .panels = op.weights.count}, nullptr);
+}
 
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op) {
     const int64_t m = op.x.rows, panels = op.weights.count;

@@ -1,6 +1,7 @@
 // The ops of a Program on the threads of a region. An op validates nothing (the executor already did) and does not
 // depend on an instruction set. Every thread of the region calls it. A barrier follows before its output is read.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -83,6 +84,13 @@ struct LinearOp {
 };
 void linear(Team& team, const KernelTable& kernels, const LinearOp& op);
 
+// The same on the calling thread alone, for 1 to most_alone(op.weights) rows (which may be 0), without sink.
+void linear_alone(int thread, const KernelTable& kernels, const LinearOp& op);
+int64_t most_alone(const Matrix& weights);
+
+// Of a lora op: rows of a chunk, and the largest rank of an adapter.
+inline constexpr int kLoraRows = 32, kMaxLoraRank = 1024;
+
 // Rounds rows [first, first + rows) of x to rounded.to.
 void round_rows(const KernelTable& kernels, View x, int64_t first, int64_t rows, const Rounded& rounded);
 
@@ -104,6 +112,38 @@ struct RotaryOp {
 void rotary(Team& team, const KernelTable& kernels, const RotaryOp& op);
 void activation(Team& team, const KernelTable& kernels, View x, View out, Activation kind, bool rough);
 void l2_normalize(Team& team, const KernelTable& kernels, View x, View out, float eps);
+
+// lstm or gru. Rows of `x` and `out` are tokens, from begins[s] on those of sequence s; without begins, row s is the
+// only one of sequence s.
+struct RecurrentOp {
+    View x, out;
+    View state{};  // [n_sequences, width + hidden] (lstm) or [n_sequences, hidden]; data is null: zeros
+    Matrix weights;
+    const float* bias;    // [x.width] or null
+    Matrix projection{};  // may have no panels
+    const int32_t* begins;
+    const int32_t* order;  // the sequences, the longest first
+    int64_t n_sequences;
+    int32_t hidden, width;
+    bool gru, reverse;
+    bool cells = false;  // out has the cell after the output
+    float cell_clip = 0.0f, projection_clip = 0.0f;
+    Quantized quantized{};  // room for the rounded state
+    float* room;            // recurrent_room floats
+    float* const* scratch;  // one per thread
+};
+int64_t recurrent_stride(int64_t width);
+int64_t recurrent_room(int64_t n_sequences, int64_t gates, int64_t width, int64_t hidden);
+void recurrent(Team& team, const KernelTable& kernels, const RecurrentOp& op);
+
+struct SequenceProbsOp {
+    View queries, keys, out;
+    const float* weight;    // [keys.width] or null
+    const int32_t* begins;  // of the sequences
+    float* room;            // one float per row of keys
+};
+void sequence_probs(Team& team, const KernelTable& kernels, const SequenceProbsOp& op);
+void weighted_sum(Team& team, const KernelTable& kernels, View weights, View x, View out, const int32_t* begins);
 
 // One sequence of an attention. Its tokens are rows [token_begin, token_end) of k and v, at positions from `position`
 // on. Its query rows are [q_begin, q_end) of q. query_tokens, if not null, gives each row's token (row of the step).
@@ -160,7 +200,8 @@ void attention_probs(Team& team, const KernelTable& kernels, const AttentionOp& 
 // Every thread quantizes up to this many activations for itself, which is cheaper than a barrier.
 inline constexpr int64_t kAloneWords = 4096, kAloneRows = 16;
 inline constexpr int64_t kLinearOpScratch = kLinearScratch + kAloneWords + kAloneRows;
-inline constexpr int64_t kScratchFloats = kLinearOpScratch > kAttentionScratch ? kLinearOpScratch : kAttentionScratch;
+inline constexpr int64_t kLoraScratch = int64_t{kLoraRows} * kMaxLoraRank;
+inline constexpr int64_t kScratchFloats = std::max({kLinearOpScratch, kAttentionScratch, kLoraScratch});
 
 }  // namespace ops
 }  // namespace fastattn

@@ -56,6 +56,13 @@ struct LinearAttrs {
     bool has_bias = false, has_residual = false;
 };
 
+// Adds the products of the adapters of the step's sequences to the output of a linear.
+struct LoraAttrs {
+    static const OpKind kKind;
+    int32_t target = 0;  // the number that adapters use for this linear
+    Gather rows = Gather::kTokens;
+};
+
 struct ActivationAttrs {
     static const OpKind kKind;
     Activation activation = Activation::kNone;
@@ -107,6 +114,41 @@ struct PoolAttrs {
 struct WindowRowsAttrs {
     static const OpKind kKind;
     int32_t size = 1;
+    bool inside = false;  // windows start at their row and are moved into the sequence
+};
+
+struct FeaturesAttrs {
+    static const OpKind kKind;
+    int32_t index = 0;
+};
+
+struct ConcatAttrs {
+    static const OpKind kKind;
+};
+
+struct RecurrentAttrs {  // of lstm and gru
+    int32_t hidden = 0;
+    bool reverse = false, has_state = false, has_bias = false;
+};
+
+struct LstmAttrs : RecurrentAttrs {
+    static const OpKind kKind;
+    int32_t width = 0;  // of the output without cells
+    bool has_projection = false, cells = false;
+    float cell_clip = 0.0f, projection_clip = 0.0f;  // 0: none
+};
+
+struct GruAttrs : RecurrentAttrs {
+    static const OpKind kKind;
+};
+
+struct SequenceProbsAttrs {
+    static const OpKind kKind;
+    bool has_weight = false;
+};
+
+struct WeightedSumAttrs {
+    static const OpKind kKind;
 };
 
 struct L2NormalizeAttrs {
@@ -115,7 +157,8 @@ struct L2NormalizeAttrs {
 };
 
 using Attrs = std::variant<EmbeddingAttrs, AddAttrs, MultiplyAttrs, ScaleAttrs, LayerNormAttrs, RmsNormAttrs,
-                           RotaryAttrs, LinearAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs, AttentionProbsAttrs,
-                           GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs>;
+                           RotaryAttrs, LinearAttrs, LoraAttrs, ActivationAttrs, SliceAttrs, AttentionAttrs,
+                           AttentionProbsAttrs, GatherRowsAttrs, PoolAttrs, WindowRowsAttrs, L2NormalizeAttrs,
+                           FeaturesAttrs, ConcatAttrs, LstmAttrs, GruAttrs, SequenceProbsAttrs, WeightedSumAttrs>;
 
 }  // namespace fastattn

@@ -1,11 +1,13 @@
 // Validates a step against the Program.
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <string>
 
 #include "core/error.h"
 #include "program/op_kind.h"
 #include "program/step.h"
+#include "weights/adapter.h"
 
 namespace fastattn {
 namespace {
@@ -103,6 +105,41 @@ void check_lengths(const ProgramSpec& spec, const StepInput& step) {
     }
 }
 
+// Checks that the Program applies every part of the caches' adapters, and that the matrices fit its linears.
+void check_adapters(const ProgramSpec& spec, const StepInput& step) {
+    const auto bad = [] { bad_input("caches: expected adapters of this Program, got one of another Program"); };
+    for (const KvCache* cache : step.caches) {
+        const Adapter* adapter = cache->adapter();
+        if (adapter == nullptr) continue;
+        std::set<int32_t> applied;
+        for (const OpSpec& op : spec.ops) {
+            const auto* attrs = op.as<LoraAttrs>();
+            const AdapterPart* part = attrs != nullptr ? adapter->find(attrs->target) : nullptr;
+            if (part == nullptr) continue;
+            if (spec.in(op, 1).width != part->in_features || spec.out(op).width != part->out_features) bad();
+            applied.insert(attrs->target);
+        }
+        if (applied.size() != adapter->parts.size()) bad();
+    }
+}
+
+// Checks that the step has the rows that the ops `features` read.
+void check_features(const ProgramSpec& spec, const StepInput& step) {
+    for (const OpSpec& op : spec.ops) {
+        const auto* attrs = op.as<FeaturesAttrs>();
+        if (attrs == nullptr) continue;
+        const auto index = static_cast<size_t>(attrs->index);
+        const int64_t rows = step.rows(spec.out(op).rows), width = spec.out(op).width;
+        const FeatureRows found = index < step.features.size() ? step.features[index] : FeatureRows{nullptr, 0, 0};
+        if (index < step.features.size() && found.rows == rows && found.width == width) continue;
+        const auto shape = [](int64_t r, int64_t w) {
+            return "[" + std::to_string(r) + ", " + std::to_string(w) + "]";
+        };
+        bad_input("features: expected " + shape(rows, width) + " at index " + std::to_string(index) + ", got " +
+                  (index < step.features.size() ? shape(found.rows, found.width) : "none"));
+    }
+}
+
 }  // namespace
 
 const int32_t* index_of(const StepArrays& step, Index index) {
@@ -148,8 +185,10 @@ void check_step(const ProgramSpec& spec, const StepInput& step, const PagePool* 
         if (cache.pool() != pool) bad_input("caches: expected caches of this model, got one of another model");
         check_continues(spec, step, s);
     }
+    check_adapters(spec, step);
     check_lengths(spec, step);
     check_key_counts(spec, step);
+    check_features(spec, step);
     check_ids(spec, step, table_rows);
 }
 

@@ -51,7 +51,7 @@ Decoding::Drawn Decoding::draw(const std::function<bool()>& poll) {
                             .n_tokens = count,
                             .n_sequences = count,
                             .n_wanted = count};
-    executor_->draw({arrays, caches_}, args, poll);
+    executor_->draw({arrays, caches_, {}}, args, poll);
     for (size_t i = 0; i < n; ++i) {
         Row& row = rows_[i];
         row.token_id = drawn.ids[i];

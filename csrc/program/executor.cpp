@@ -66,9 +66,14 @@ void Executor::check(const StepInput& step) const {
 
 int64_t Executor::multiply_adds(const StepInput& step) const {
     int64_t total = 0;
-    for (const auto& op : spec().ops)
+    for (const auto& op : spec().ops) {
+        if (op.is<LstmAttrs>() || op.is<GruAttrs>())
+            for (const int32_t weight : op.weights)
+                total +=
+                    step.rows(spec().out(op).rows) * model_.weights[weight]->rows * model_.weights[weight]->columns;
         if (op.is<LinearAttrs>())
             total += step.rows(spec().out(op).rows) * spec().in(op, 0).width * spec().out(op).width;
+    }
     return total;
 }
 

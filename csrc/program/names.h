@@ -16,8 +16,9 @@ struct Named {
 };
 
 inline constexpr Named<Activation> kActivationNames[] = {
-    {"none", Activation::kNone}, {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
-    {"relu", Activation::kRelu}, {"tanh", Activation::kTanh},        {"silu", Activation::kSilu}};
+    {"none", Activation::kNone},      {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
+    {"relu", Activation::kRelu},      {"tanh", Activation::kTanh},        {"silu", Activation::kSilu},
+    {"sigmoid", Activation::kSigmoid}};
 inline constexpr Named<PoolKind> kPoolNames[] = {
     {"mean", PoolKind::kMean}, {"max", PoolKind::kMax}, {"mean_sqrt_len", PoolKind::kMeanSqrtLen}};
 

@@ -6,7 +6,7 @@ namespace fastattn {
 void find_rough_activations(ProgramSpec& spec, const std::function<bool(int32_t weight)>& rounds) {
     std::vector<const OpSpec*> source(spec.values.size(), nullptr);  // the op that computed a value
     for (auto& op : spec.ops) {
-        const bool passes_on = op.is<SliceAttrs>() || op.is<GatherRowsAttrs>();
+        const bool passes_on = op.is<SliceAttrs>() || op.is<GatherRowsAttrs>() || op.is<LoraAttrs>();
         source[static_cast<size_t>(op.output)] = passes_on ? source[static_cast<size_t>(op.inputs[0])] : &op;
         auto* activation = std::get_if<ActivationAttrs>(&op.attrs);
         if (activation == nullptr) continue;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "program/op_kind.h"
+#include "weights/adapter.h"
 
 namespace fastattn {
 namespace {
@@ -82,6 +83,44 @@ void run(const LinearAttrs& attrs, const OpRun& op) {
                  .sink = draws ? op.sampler : nullptr});
 }
 
+// A chunk is some rows of one sequence. Its thread computes both products, so their rank-wide result stays in its
+// cache.
+void run(const LoraAttrs& attrs, const OpRun& op) {
+    const View y = op.in(0), x = op.in(1), out = op.out();
+    const ops::SequenceBlocks* sequences = op.memory.sequences(attrs.rows);
+    const auto chunks_of = [&](int32_t s) {
+        return (sequences[s].q_end - sequences[s].q_begin + ops::kLoraRows - 1) / ops::kLoraRows;
+    };
+    int64_t chunks = 0;
+    for (int32_t s = 0; s < op.step.n_sequences; ++s) chunks += chunks_of(s);
+    op.team.for_chunks(chunks, [&](int64_t chunk) {
+        int32_t s = 0;
+        for (; chunk >= chunks_of(s); ++s) chunk -= chunks_of(s);
+        const int64_t first = sequences[s].q_begin + chunk * ops::kLoraRows;
+        const int64_t rows = std::min<int64_t>(ops::kLoraRows, sequences[s].q_end - first);
+        const Adapter* adapter = op.step.caches.empty() ? nullptr : op.step.caches[static_cast<size_t>(s)]->adapter();
+        const AdapterPart* part = adapter != nullptr ? adapter->find(attrs.target) : nullptr;
+        if (part != nullptr) {
+            op.model.kernels.lora_f32({.x = x.row(first),
+                                       .x_stride = x.stride,
+                                       .down = part->down.floats(),
+                                       .up = part->up.floats(),
+                                       .y = y.row(first),
+                                       .y_stride = y.stride,
+                                       .out = out.row(first),
+                                       .out_stride = out.stride,
+                                       .inner = op.memory.scratch()[op.team.index()],
+                                       .rows = static_cast<int32_t>(rows),
+                                       .rank = part->rank,
+                                       .k = part->in_features,
+                                       .n = part->out_features});
+        } else if (out.data != y.data) {
+            for (int64_t i = first; i < first + rows; ++i)
+                std::memcpy(out.row(i), y.row(i), static_cast<size_t>(out.width) * sizeof(float));
+        }
+    });
+}
+
 void run(const GatherRowsAttrs& attrs, const OpRun& op) {
     const View x = op.in(0), out = op.out();
     const int32_t *tokens = op.memory.query_tokens(attrs.which), *cu_seqlens = op.step.cu_seqlens;
@@ -107,15 +146,18 @@ void run(const PoolAttrs& attrs, const OpRun& op) {
     });
 }
 
-// Row i has the rows i - size / 2 to i + size / 2 of x next to each other; zeros outside of its sequence.
+// Row i has the rows i - size / 2 to i + size / 2 of x next to each other; zeros outside of its sequence. Inside: the
+// rows from i on, or the last ones of the sequence.
 void run(const WindowRowsAttrs& attrs, const OpRun& op) {
     const View x = op.in(0), out = op.out();
     const int32_t* begins = op.step.cu_seqlens;
     const size_t bytes = static_cast<size_t>(x.width) * sizeof(float);
     op.team.for_chunks(out.rows, [&](int64_t i) {
         const int32_t* end = std::upper_bound(begins, begins + op.step.n_sequences, i);
+        const int64_t first =
+            attrs.inside ? std::max<int64_t>(end[-1], std::min<int64_t>(i, *end - attrs.size)) : i - attrs.size / 2;
         for (int64_t j = 0; j < attrs.size; ++j) {
-            const int64_t row = i + j - attrs.size / 2;
+            const int64_t row = first + j;
             float* to = out.row(i) + j * x.width;
             if (row < end[-1] || row >= *end)
                 std::memset(to, 0, bytes);
@@ -123,6 +165,71 @@ void run(const WindowRowsAttrs& attrs, const OpRun& op) {
                 std::memcpy(to, x.row(row), bytes);
         }
     });
+}
+
+void run(const FeaturesAttrs& attrs, const OpRun& op) {
+    const float* from = op.step.features[static_cast<size_t>(attrs.index)].data;
+    const View out = op.out();
+    op.team.for_chunks(out.rows, [&](int64_t i) {
+        std::memcpy(out.row(i), from + i * out.width, static_cast<size_t>(out.width) * sizeof(float));
+    });
+}
+
+void run(const ConcatAttrs&, const OpRun& op) {
+    const View a = op.in(0), b = op.in(1), out = op.out();
+    op.team.for_chunks(out.rows, [&](int64_t i) {
+        std::memcpy(out.row(i), a.row(i), static_cast<size_t>(a.width) * sizeof(float));
+        std::memcpy(out.row(i) + a.width, b.row(i), static_cast<size_t>(b.width) * sizeof(float));
+    });
+}
+
+// What lstm and gru share.
+ops::RecurrentOp recurrent_of(const RecurrentAttrs& attrs, const OpRun& op) {
+    const bool tokens = op.model.spec.in(op.op(), 0).rows == Rows::kTokens;
+    return {.x = op.in(0),
+            .out = op.out(),
+            .state = attrs.has_state ? op.in(1) : View{},
+            .weights = op.weight(0).matrix(),
+            .bias = attrs.has_bias ? op.vector(1) : nullptr,
+            .begins = tokens ? op.step.cu_seqlens : nullptr,
+            .order = op.memory.by_length(),
+            .n_sequences = op.step.n_sequences,
+            .hidden = attrs.hidden,
+            .width = attrs.hidden,
+            .gru = true,
+            .reverse = attrs.reverse,
+            .quantized = op.memory.quantized(0),
+            .room = op.memory.recurrent_room(),
+            .scratch = op.memory.scratch()};
+}
+
+void run(const GruAttrs& attrs, const OpRun& op) {
+    ops::recurrent(op.team, op.model.kernels, recurrent_of(attrs, op));
+}
+
+void run(const LstmAttrs& attrs, const OpRun& op) {
+    ops::RecurrentOp args = recurrent_of(attrs, op);
+    args.gru = false;
+    args.width = attrs.width;
+    args.cells = attrs.cells;
+    args.cell_clip = attrs.cell_clip;
+    args.projection_clip = attrs.projection_clip;
+    if (attrs.has_projection) args.projection = op.weight(attrs.has_bias ? 2 : 1).matrix();
+    ops::recurrent(op.team, op.model.kernels, args);
+}
+
+void run(const SequenceProbsAttrs& attrs, const OpRun& op) {
+    ops::sequence_probs(op.team, op.model.kernels,
+                        {.queries = op.in(0),
+                         .keys = op.in(1),
+                         .out = op.out(),
+                         .weight = attrs.has_weight ? op.vector(0) : nullptr,
+                         .begins = op.step.cu_seqlens,
+                         .room = op.memory.recurrent_room()});
+}
+
+void run(const WeightedSumAttrs&, const OpRun& op) {
+    ops::weighted_sum(op.team, op.model.kernels, op.in(0), op.in(1), op.out(), op.step.cu_seqlens);
 }
 
 ops::AttentionOp attention_of(const AttentionAttrs& attrs, const OpRun& op, View v) {

@@ -20,8 +20,15 @@ struct StepArrays {
     const int32_t* key_counts = nullptr;  // [n_sequences]: only these first tokens are attended to; null: all
 };
 
+// Rows of floats that the caller computed, [rows, width]; see the op `features`.
+struct FeatureRows {
+    const float* data;
+    int64_t rows, width;
+};
+
 struct StepInput : StepArrays {
-    std::vector<KvCache*> caches;  // one per sequence, or empty
+    std::vector<KvCache*> caches;       // one per sequence, or empty
+    std::vector<FeatureRows> features;  // by the index of the op
 
     int64_t rows(Rows kind) const {
         return kind == Rows::kTokens ? n_tokens : kind == Rows::kWanted ? n_wanted : n_sequences;

@@ -1,6 +1,7 @@
 #include "program/step_memory.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "program/op_kind.h"
 
@@ -14,7 +15,8 @@ struct StepMemory::Layout {
     std::vector<int64_t> blocks;  // of each sequence without a cache, whose keys and values live for one layer
     int64_t thread_blocks = 0, most_blocks = 0;
     int64_t position_room = 0, position_floats = 0;  // of all threads, of one
-    std::vector<int64_t> outputs;                    // that nobody requested
+    int64_t recurrent_room = 0;
+    std::vector<int64_t> outputs;  // that nobody requested
     int64_t layer_bytes = 0, head_block_floats = 0;
     int64_t floats = 0;
 
@@ -31,11 +33,22 @@ private:
 
 namespace {
 
+const RecurrentAttrs* recurrent_attrs(const OpSpec& op) {  // null for other kinds
+    if (const auto* lstm = op.as<LstmAttrs>()) return lstm;
+    return op.as<GruAttrs>();
+}
+
 // Words of the largest input of a linear that uses this buffer.
 int64_t quantized_words(const Model& model, const StepInput& step, int buffer) {
     int64_t most = 0;
     for (size_t i = 0; i < model.spec.ops.size(); ++i) {
         const OpSpec& op = model.spec.ops[i];
+        if (buffer == 0 && recurrent_attrs(op) != nullptr)
+            for (const int32_t weight : op.weights) {
+                const Weight& found = *model.weights[weight];
+                if (found.use == WeightUse::kMatrix && found.format != Format::kFloat32)
+                    most = std::max(most, step.n_sequences * ops::quantized_stride(found.matrix().words));
+            }
         if (!op.is<LinearAttrs>() || model.plan.rounding(i).input_buffer != buffer) continue;
         const ops::Matrix matrix = model.weights[op.weights[0]]->matrix();
         if (matrix.format != Format::kFloat32)
@@ -50,6 +63,19 @@ int64_t position_floats_of(const Model& model, int64_t positions) {
     for (const OpSpec& op : model.spec.ops) {
         const ops::PositionTables tables = position_tables(model, op);
         if (tables.columns > 0) most = std::max(most, ops::position_room(tables, positions));
+    }
+    return most;
+}
+
+// What the recurrent ops need, which run one after the other.
+int64_t recurrent_floats_of(const Model& model, const StepInput& step) {
+    int64_t most = 0;
+    for (const OpSpec& op : model.spec.ops) {
+        if (op.is<SequenceProbsAttrs>()) most = std::max<int64_t>(most, step.n_tokens);
+        const RecurrentAttrs* attrs = recurrent_attrs(op);
+        if (attrs == nullptr) continue;
+        const int64_t width = op.is<LstmAttrs>() ? op.as<LstmAttrs>()->width : attrs->hidden;
+        most = std::max(most, ops::recurrent_room(step.n_sequences, model.spec.in(op, 0).width, width, attrs->hidden));
     }
     return most;
 }
@@ -90,6 +116,7 @@ StepMemory::Layout::Layout(const Model& model, const StepInput& step, const std:
     thread_blocks = take(threads * most_blocks * head_block_floats);
     position_floats = position_floats_of(model, most_blocks * kBlockLen);
     position_room = take(threads * position_floats);
+    recurrent_room = take(recurrent_floats_of(model, step));
     outputs.assign(outputs_of_caller.size(), 0);
     for (size_t i = 0; i < outputs.size(); ++i)
         if (outputs_of_caller[i] == nullptr && !(in_tiles && static_cast<int32_t>(i) == model.spec.logits))
@@ -109,6 +136,7 @@ void StepMemory::prepare(const Model& model, const StepInput& step, const std::v
     }
     for (int i = 0; i < 2; ++i)  // the second one is for bfloat16, which has no scales
         quantized_[i] = {reinterpret_cast<int32_t*>(base + layout.quantized[i]), base + layout.scales};
+    recurrent_room_ = base + layout.recurrent_room;
     place_views(model, step, outputs, sampler, layout);
     place_blocks(step, layout);
     place_sequences(step, layout);
@@ -186,6 +214,10 @@ void StepMemory::place_sequences(const StepInput& step, const Layout& layout) {
         first_tokens_[s] = begin;
         last_tokens_[s] = std::max(begin, end - 1);
     }
+    by_length_.resize(n);
+    std::iota(by_length_.begin(), by_length_.end(), 0);
+    std::stable_sort(by_length_.begin(), by_length_.end(),
+                     [&](int32_t a, int32_t b) { return step.length(a) > step.length(b); });
     query_tokens_[static_cast<int>(Gather::kWanted)] = step.wanted;
     query_tokens_[static_cast<int>(Gather::kFirst)] = first_tokens_.data();
     query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();

@@ -46,6 +46,9 @@ public:
     float* const* scratch() const { return scratch_.data(); }  // one per thread
     std::byte* const* const* thread_blocks() const { return thread_blocks_.data(); }
     float* const* position_room() const { return position_room_.data(); }  // one per thread, for position tables
+    // For lstm, gru and sequence_probs, shared by all threads.
+    float* recurrent_room() const { return recurrent_room_; }
+    const int32_t* by_length() const { return by_length_.data(); }  // the sequences, the longest first
     int64_t bytes() const { return static_cast<int64_t>(buffer_.bytes()); }
 
 private:
@@ -61,7 +64,8 @@ private:
     std::vector<View> views_;  // of the parents
     std::vector<ops::SequenceBlocks> sequences_[kGatherKinds];
     const int32_t* query_tokens_[kGatherKinds] = {};
-    std::vector<int32_t> first_tokens_, last_tokens_;
+    std::vector<int32_t> first_tokens_, last_tokens_, by_length_;
+    float* recurrent_room_ = nullptr;
     const int32_t* positions_[kGatherKinds] = {};
     std::vector<int32_t> own_positions_[kGatherKinds];
     ops::Quantized quantized_[2];

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fastattn.ops import scaled_dot_product_attention
     from fastattn.tasks.check_folder import FolderReport, check_folder
     from fastattn.tasks.cross_encoder import CrossEncoder
+    from fastattn.tasks.elmo import ElmoEmbedder
     from fastattn.tasks.embedding_cache import EmbeddingCache
     from fastattn.tasks.generators import TextCrossEncoder, TextEmbedding
     from fastattn.tasks.keyed_vectors import FastTextKeyedVectors, KeyedVectors, load_facebook_vectors
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from fastattn.tasks.multi_vector_encoder import MultiVectorEncoder
     from fastattn.tasks.pipelines import pipeline
     from fastattn.tasks.quality import QualityReport, compare_dtypes
+    from fastattn.tasks.recurrent_seq2seq import RecurrentSeq2Seq
     from fastattn.tasks.sentence_transformer import SentenceTransformer
     from fastattn.tasks.sparse_encoder import SparseEncoder
     from fastattn.tasks.verify_model import VerifyReport, verify_model
@@ -83,6 +85,7 @@ _HOME = {
     "check_folder": "fastattn.tasks.check_folder",
     "VerifyReport": "fastattn.tasks.verify_model",
     "verify_model": "fastattn.tasks.verify_model",
+    "ElmoEmbedder": "fastattn.tasks.elmo",
     "EmbeddingCache": "fastattn.tasks.embedding_cache",
     "SparseEncoder": "fastattn.tasks.sparse_encoder",
     "MultiVectorEncoder": "fastattn.tasks.multi_vector_encoder",
@@ -93,6 +96,7 @@ _HOME = {
     "QualityReport": "fastattn.tasks.quality",
     "compare_dtypes": "fastattn.tasks.quality",
     "pipeline": "fastattn.tasks.pipelines",
+    "RecurrentSeq2Seq": "fastattn.tasks.recurrent_seq2seq",
     "quantize": "fastattn.api.quantize",
     "scaled_dot_product_attention": "fastattn.ops",
 }
@@ -117,6 +121,7 @@ __all__ = [
     "ContextLengthError",
     "CrossEncoder",
     "DTypeError",
+    "ElmoEmbedder",
     "EmbeddingCache",
     "FastTextKeyedVectors",
     "FastattnError",
@@ -134,6 +139,7 @@ __all__ = [
     "OutOfMemory",
     "QualityReport",
     "ReadOnlyError",
+    "RecurrentSeq2Seq",
     "SentenceTransformer",
     "SparseEncoder",
     "TextCrossEncoder",

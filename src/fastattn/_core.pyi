@@ -53,11 +53,16 @@ class Cache:
     @property
     def length(self) -> int: ...
 
+class Adapter:
+    """Matrices that are added to linears for some sequences."""
+
+    def __init__(self, parts: Sequence[tuple[int, _Floats, _Floats]]) -> None: ...
+
 class Executor:
     """Runs one Program."""
 
     def __init__(self, engine: Engine, spec: dict[str, Any]) -> None: ...
-    def new_cache(self) -> Cache: ...
+    def new_cache(self, adapter: Adapter | None = None) -> Cache: ...
     def run(
         self,
         token_ids: _Ints,
@@ -68,6 +73,7 @@ class Executor:
         caches: Sequence[Cache] | None = None,
         out: Any = None,
         key_counts: _Ints | None = None,
+        features: Sequence[NDArray[np.float32]] = ...,
     ) -> list[Any]: ...
     def draw(
         self,

@@ -131,7 +131,9 @@ class _Replica:
         keys = read_keys(options, os.environ)
         check_exposure(options, keys)
         loading = {**load, "threads": load.get("threads") or _assigned_cpus()}
-        self._app = App(options, load_models(options.models, loading), keys, version=version("fastattn"))
+        self._app = App(
+            options, load_models(options.models, loading, options.adapters), keys, version=version("fastattn")
+        )
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, or the messages of Ray Serve about the start and the end of the replica."""

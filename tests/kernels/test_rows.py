@@ -22,7 +22,7 @@ from tests.kernels.support import (
     random_array,
 )
 
-ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu")
+ACTIVATIONS = ("none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu", "sigmoid")
 ROUGH = ("gelu_erf", "gelu_tanh")
 
 
@@ -42,6 +42,7 @@ REFERENCES = {
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,
     "silu": lambda x: x * _sigmoid(x),
+    "sigmoid": lambda x: _sigmoid(x),
 }
 
 
@@ -76,14 +77,17 @@ def test_activation_sizes(activation: str, n: int) -> None:
 
 @pytest.mark.parametrize(("activation", "rough"), [(a, False) for a in ACTIVATIONS] + [(a, True) for a in ROUGH])
 def test_activation_limits(activation: str, rough: bool) -> None:
-    """Infinities and huge numbers give the limits, a NaN affects only its element, and a zero keeps its sign."""
+    """Infinities and huge numbers give the limits, a NaN affects only its element, a zero keeps its sign."""
     x = np.array([np.inf, 3e38, np.nan, 0.0, -0.0, -3e38, -np.inf, 1.0], np.float32)
     result = on_every_target(lambda target: kernels.activation_f32(target, x, activation=activation, rough=rough))
-    upper = {"tanh": (1.0, 1.0)}.get(activation, (np.inf, x[1]))
+    upper = {"tanh": (1.0, 1.0), "sigmoid": (1.0, 1.0)}.get(activation, (np.inf, x[1]))
     lower = {"none": (x[5], -np.inf), "tanh": (-1.0, -1.0)}.get(activation, (0.0, 0.0))
     np.testing.assert_array_equal(result[:2], upper)
     np.testing.assert_array_equal(np.isnan(result), np.isnan(x))
     np.testing.assert_array_equal(result[5:7], lower)
+    if activation == "sigmoid":
+        assert (result[3:5] == 0.5).all()
+        return
     assert result[3] == 0 == result[4]
     assert [bool(s) for s in np.signbit(result[3:5])] == [False, True]
 

@@ -33,7 +33,8 @@ def test_the_format_of_a_notebook(path: Path) -> None:
 
 def test_the_illustrated_guides_have_notebooks() -> None:
     assert {path.stem for path in NOTEBOOKS} == {
-        "bert-elmo-and-co", "bert-for-the-first-time", "gpt2", "neural-network-basics", "numpy", "word2vec",
+        "bert-elmo-and-co", "bert-for-the-first-time", "gpt2", "neural-machine-translation",
+        "neural-network-basics", "numpy", "word2vec",
     }  # fmt: skip
 
 

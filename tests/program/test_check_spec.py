@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fastattn import _core
 from fastattn.checkpoint import array_sources, open_checkpoint
@@ -23,7 +24,7 @@ from fastattn.executors.numpy_executor import NumpyExecutor
 from fastattn.graph.ir import Op, Program, Step, Value, Weight
 from fastattn.graph.kinds import KINDS
 from fastattn.graph.quantize import weight_formats
-from fastattn.graph.rewrites import optimize, with_outputs, with_pooling
+from fastattn.graph.rewrites import linear_targets, optimize, with_lora, with_outputs, with_pooling
 from fastattn.models.registry import build
 from fastattn.models.tasks import Task
 from tests.program.test_rewrites import ragged_step
@@ -32,6 +33,7 @@ from tests.reference.bounds import assert_close
 from tests.reference.checkpoints import write_bert, write_gpt2
 from tests.reference.decoder_program import decoder_program
 from tests.reference.positioned_program import positioned_program
+from tests.reference.recurrent_program import recurrent_program
 
 Spec = dict[str, Any]
 
@@ -43,6 +45,7 @@ class Loaded:
     engine: _core.Engine
     specs: tuple[Spec, ...]
     with_caches: bool = True
+    features: tuple[NDArray[np.float32], ...] = ()
 
 
 def loaded(folder: Path, family: str) -> Loaded:
@@ -52,7 +55,9 @@ def loaded(folder: Path, family: str) -> Loaded:
     built = build(checkpoint.config, checkpoint.tensors, task)
     marked = with_outputs(built.traced, hidden_states=True, attentions=True)
     programs = [built.program, optimize(marked), marked]
-    if task == "encoder":
+    if task == "causal-lm":
+        programs.append(optimize(with_lora(built.traced, linear_targets(built.traced).values())))
+    else:
         programs += [optimize(with_pooling(built.traced, kind, normalize=True)) for kind in ("mean", "first")]
     engine = _core.Engine(2)
     for program in (built.program, marked):  # the fused weights and those in the file
@@ -87,6 +92,23 @@ def loaded_windows() -> Loaded:
     return Loaded(engine, (spec_of(made.program, "float32"),), with_caches=False)
 
 
+def loaded_recurrent() -> Loaded:
+    engine, programs = _core.Engine(2), []
+    step = ragged_step(np.random.default_rng(3))
+    rows = (len(step.token_ids), 3), (len(step.cu_seqlens) - 1, 5)
+    features = tuple(np.ones(shape, np.float32) for shape in rows)
+    for kind in ("elmo", "gru"):
+        made = recurrent_program(kind)
+        prefixed = {name: replace(weight, parts=(weight.parts[0],)) for name, weight in made.program.weights.items()}
+        names = {name: f"{kind}.{name}" for name in prefixed}
+        weights = {names[name]: weight for name, weight in prefixed.items()}
+        cpu._load(engine, weights, made.sources, dict.fromkeys(weights, "float32"))
+        ops = tuple(replace(op, weights=tuple(names[key] for key in op.weights)) for op in made.program.ops)
+        programs.append(replace(made.program, weights=weights, ops=ops))
+    specs = tuple(spec_of(program, "float32") for program in programs)
+    return Loaded(engine, specs, with_caches=False, features=features)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
     folder = tmp_path_factory.mktemp("models")
@@ -95,21 +117,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
         loaded_decoder(),
         loaded_positions(),
         loaded_windows(),
+        loaded_recurrent(),
     ]
 
 
-def run(engine: _core.Engine, spec: Spec, *, cached: bool) -> list[Any]:
-    executor = _core.Executor(engine, spec)
+def cache_of(executor: _core.Executor, spec: Spec) -> _core.Cache:
+    """Return a cache with an adapter for the first lora op, if the Program has one."""
+    for kind, inputs, output, _, attrs in spec["ops"]:
+        width, depth = (spec["values"][value][1] for value in (output, *inputs[1:2])) if kind == "lora" else (0, 0)
+        if 0 < width < 1000 and 0 < depth < 1000:
+            matrices = (np.ones((2, depth), np.float32), np.ones((2, width), np.float32))
+            return executor.new_cache(_core.Adapter([(attrs["target"], *matrices)]))
+    return executor.new_cache()
+
+
+def run(model: Loaded, spec: Spec, *, cached: bool) -> list[Any]:
+    executor = _core.Executor(model.engine, spec)
     step = ragged_step(np.random.default_rng(3))
-    caches = [executor.new_cache() for _ in range(3)] if cached else None
-    return executor.run(step.token_ids, step.cu_seqlens, step.positions, step.wanted, step.token_type_ids, caches)
+    caches = [executor.new_cache() for _ in range(2)] + [cache_of(executor, spec)] if cached else None
+    arrays = (step.token_ids, step.cu_seqlens, step.positions, step.wanted, step.token_type_ids)
+    return executor.run(*arrays, caches, features=model.features)
 
 
 def test_the_programs_of_the_models_are_accepted(models: list[Loaded]) -> None:
     for model in models:
         for spec in model.specs:
             for cached in (False, True) if model.with_caches else (False,):
-                assert len(run(model.engine, spec, cached=cached)) == len(spec["outputs"])
+                assert len(run(model, spec, cached=cached)) == len(spec["outputs"])
 
 
 NUMBERS = (-(2**31), -1, *range(8), 11, 12, 13, 20, 24, 36, 48, 257, 2**15, 2**31 - 1, 2**31, 2**62)
@@ -119,7 +153,8 @@ WORDS = ("tokens", "wanted", "sequences", "first", "last", "token_ids", "positio
 ATTRS = ("activation", "index", "which", "q_rows", "pool", "has_bias", "has_residual", "causal", "offset", "layer",
          "n_head", "n_kv_head", "head_dim", "eps", "scale", "groups", "dimensions", "interleaved", "rows", "size",
          "window", "softcap", "bias_positions", "has_columns", "has_position_keys", "n_columns", "column_positions",
-         "unheard")  # fmt: skip
+         "hidden", "reverse", "has_state", "cells", "cell_clip", "has_projection", "has_weight", "inside",
+         "target", "unheard")  # fmt: skip
 numbers = st.sampled_from(NUMBERS)
 small = st.integers(0, 40)
 anything = st.one_of(numbers, st.sampled_from(WORDS), st.booleans(), st.floats(), st.none(), st.just([]))
@@ -215,7 +250,7 @@ def test_a_changed_program_is_refused_or_runs(models: list[Loaded], data: st.Dat
         return
     for cached in (False, True):
         with contextlib.suppress(FastattnError):
-            assert len(run(model.engine, spec, cached=cached)) == len(spec["outputs"])
+            assert len(run(model, spec, cached=cached)) == len(spec["outputs"])
 
 
 def change_at(models: list[Loaded], kind: str, change: Callable[[list[Any], Spec], None]) -> tuple[_core.Engine, Spec]:
@@ -261,8 +296,8 @@ def one_weight_less(fields: list[Any], spec: Spec) -> None:
 @pytest.mark.parametrize("change", [widen, other_rows, one_input_more, one_input_less, one_weight_more])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_op_is_checked(models: list[Loaded], kind: str, change: Any) -> None:
-    if change is one_input_less and kind == "embedding":
-        change = one_weight_less  # it has no inputs
+    if change is one_input_less and kind in ("embedding", "features"):  # they have no inputs
+        change = one_weight_less if kind == "embedding" else other_rows
     engine, spec = change_at(models, kind, change)
     with pytest.raises(ConfigError, match=r"^program: "):
         _core.Executor(engine, spec)

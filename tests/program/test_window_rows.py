@@ -122,14 +122,14 @@ def test_wrong_sizes(size: int) -> None:
     with pytest.raises(ConfigError, match=f"an odd size, got tokens and {size}"):
         convolution(size)
     made = convolution()
-    ops = [replace(op, attrs={"size": size}) if op.kind == "window_rows" else op for op in made.program.ops]
+    ops = [replace(op, attrs={**op.attrs, "size": size}) if op.kind == "window_rows" else op for op in made.program.ops]
     with pytest.raises(ConfigError, match="window_rows: expected an odd size"):
         CpuExecutor(replace(made.program, ops=tuple(ops)), made.sources)
 
 
 def test_wrong_shapes() -> None:
     made = convolution()
-    ops = [replace(op, attrs={"size": 5}) if op.kind == "window_rows" else op for op in made.program.ops]
+    ops = [replace(op, attrs={**op.attrs, "size": 5}) if op.kind == "window_rows" else op for op in made.program.ops]
     with pytest.raises(ConfigError, match="window_rows"):
         CpuExecutor(replace(made.program, ops=tuple(ops)), made.sources)
     tracer = Tracer()

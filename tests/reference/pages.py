@@ -7,7 +7,8 @@ A page is a Markdown file. Its blocks run in order, in one namespace and one fol
     ```sh        commands, as one script; the output is not compared
 
 In an output, `...` stands for any text. A comment `<!-- not run in the tests: REASON -->` on the line before marks a
-block that cannot run. `DIR` in the folder of a page is the demo language model, and `model.gguf` the same in Q8_0.
+block that cannot run. `DIR` in the folder of a page is the demo language model, `model.gguf` the same in Q8_0, and
+`dates` the recurrent model of examples/.
 Files next to a page whose names the page mentions are copied into its folder. Its blocks draw the pictures next to it.
 
     python -m tests.reference.pages                  # counts the blocks of all pages
@@ -154,6 +155,7 @@ class Run:
             (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
             (tools / name).chmod(0o755)
         (self.folder / "DIR").symlink_to(Path(fastattn.__file__).parent / "demo/gpt2-litbank")
+        (self.folder / "dates").symlink_to(ROOT / "examples/dates")
         if "model.gguf" in text:
             write_demo(self.folder / "model.gguf")
         for file in self.page.parent.iterdir():

@@ -21,6 +21,7 @@ FA_DEVICE float activate_as(float x, Activation activation) {
         case Activation::kRelu: return math::activate<Activation::kRelu>(x);
         case Activation::kTanh: return math::activate<Activation::kTanh>(x);
         case Activation::kSilu: return math::activate<Activation::kSilu>(x);
+        case Activation::kSigmoid: return math::activate<Activation::kSigmoid>(x);
     }
     return x;
 }

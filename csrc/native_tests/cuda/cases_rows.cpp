@@ -185,8 +185,9 @@ void l2_normalize(Check& check) {
         });
 }
 
-constexpr Activation kActivations[] = {Activation::kNone, Activation::kGeluErf, Activation::kGeluTanh,
-                                       Activation::kRelu, Activation::kTanh,    Activation::kSilu};
+constexpr Activation kActivations[] = {Activation::kNone,   Activation::kGeluErf, Activation::kGeluTanh,
+                                       Activation::kRelu,   Activation::kTanh,    Activation::kSilu,
+                                       Activation::kSigmoid};
 
 void activation(Check& check) {
     for (const Activation kind : kActivations)

@@ -1,4 +1,4 @@
-// The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool, window_rows.
+// The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool, window_rows, features, concat.
 #include "program/op_kind.h"
 
 namespace fastattn {
@@ -64,14 +64,38 @@ constinit const OpKind PoolAttrs::kKind{
 constinit const OpKind WindowRowsAttrs::kKind{
     .name = "window_rows",
     .inputs = 1,
-    .read = [](AttrReader& attrs) -> Attrs { return WindowRowsAttrs{.size = attrs.integer("size")}; },
+    .read = [](AttrReader& attrs) -> Attrs {
+        return WindowRowsAttrs{.size = attrs.integer("size"), .inside = attrs.flag("inside")};
+    },
     .check =
         [](const OpCheck& op) {
-            const int32_t size = op.attrs<WindowRowsAttrs>().size;
-            if (size < 1 || size % 2 == 0) op.bad("expected an odd size");
+            const auto& [size, inside] = op.attrs<WindowRowsAttrs>();
+            if (size < 1 || (size % 2 == 0 && !inside)) op.bad("expected an odd size");
             op.expect_rows(op.in(0), Rows::kTokens);
             op.expect_rows(op.out(), Rows::kTokens);
             op.expect_width(op.out(), int64_t{size} * op.in(0).width);
+        },
+};
+
+constinit const OpKind FeaturesAttrs::kKind{
+    .name = "features",
+    .read = [](AttrReader& attrs) -> Attrs { return FeaturesAttrs{.index = attrs.integer("index")}; },
+    .check =
+        [](const OpCheck& op) {
+            if (op.attrs<FeaturesAttrs>().index < 0) op.bad("expected an index of at least 0");
+            if (op.out().rows == Rows::kWanted) op.bad("expected one row per token or per sequence");
+        },
+};
+
+constinit const OpKind ConcatAttrs::kKind{
+    .name = "concat",
+    .inputs = 2,
+    .read = [](AttrReader&) -> Attrs { return ConcatAttrs{}; },
+    .check =
+        [](const OpCheck& op) {
+            op.expect_rows(op.in(1), op.in(0).rows);
+            op.expect_rows(op.out(), op.in(0).rows);
+            op.expect_width(op.out(), int64_t{op.in(0).width} + op.in(1).width);
         },
 };
 

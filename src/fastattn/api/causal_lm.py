@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -16,18 +17,21 @@ from fastattn.api.calls import CausalLMCallArgs, Inputs, NoArgs, OneInput, Other
 from fastattn.api.loading import load_model
 from fastattn.api.model import Model
 from fastattn.api.reload import Origin, Shared, check_same_files
-from fastattn.checks import check_count
+from fastattn.checks import check_count, check_path, check_str, quote
 from fastattn.errors import InputError
 from fastattn.generation import generate as generation
 from fastattn.generation import prefix, scoring
 from fastattn.generation.engine import Engine
 from fastattn.generation.generate_args import GenerateArgs, GenerationArgs
-from fastattn.generation.page_plan import IDLE_BYTES, KvStats, default_limit_bytes
+from fastattn.generation.page_plan import IDLE_BYTES, KvStats, PagePlan, default_limit_bytes
 from fastattn.generation.prefix import CachedPrefix
 from fastattn.generation.text_stream import TextStream
 from fastattn.graph.executor import Cache, Executor
+from fastattn.graph.kinds import LoraAdapter
+from fastattn.graph.rewrites import optimize, with_lora
 from fastattn.models.outputs import Array, CausalLMOutput, GenerateOutput, ScoreOutput, SurprisalOutput, finish_output
 from fastattn.models.registry import BuiltModel
+from fastattn.models.request_adapters import read_request_adapter
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,6 +55,8 @@ class CausalLM(Model):
         super().__init__(directory, built, executor, origin=origin, shared=shared)
         self._engines: dict[int, Engine] = {}  # one, from the first call on
         self._copies: dict[str, CausalLM] = {}  # in other dtypes, which propose tokens
+        self._adapters: dict[str, LoraAdapter] = {}
+        self._adapted: Executor | None = None  # of the Program with the linears that adapters change
 
     @overload
     def __call__(
@@ -144,7 +150,9 @@ class CausalLM(Model):
                 idle = limit
             elif self.device == "cpu":
                 limit = default_limit_bytes()
-            engine = self._engines.setdefault(0, Engine(self.executor, kv_bytes=limit, idle_bytes=idle))
+            engine = self._engines.setdefault(
+                0, Engine(self._adapted or self.executor, kv_bytes=limit, idle_bytes=idle)
+            )
         return engine
 
     def close(self) -> None:
@@ -157,6 +165,57 @@ class CausalLM(Model):
             engine.close()
         for copy in list(self._copies.values()):
             copy.close()
+        if self._adapted is not None:
+            self._adapted.close()
+
+    # -- adapters of requests -----------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that `load_adapter` loaded, for the option `adapter_name`."""
+        return tuple(self._adapters)
+
+    def load_adapter(self, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
+        """Load a LoRA adapter that peft wrote, a folder, for requests with `adapter_name`.
+
+        The weights do not change: each request of a batch may use another adapter, or none. Its result has the bits of
+        a call alone. Running requests continue. Copies and pickles of the model do not have its adapters. Raises
+        DTypeError, InputError for a name that is loaded already or a model that is not on the CPU, ConfigError for an
+        adapter that does not fit the model or changes more than products of linears (DoRA, biases, embeddings, whole
+        tensors; `from_pretrained(..., adapter=)` merges those), ModelFormatError, ModelNotFoundError, OSError.
+        """
+        folder, name = check_path("path", path), check_str("adapter_name", adapter_name)
+        if name in self._adapters:
+            raise InputError(f"adapter_name: expected a new name, got {quote(name)}; call delete_adapter before")
+        if self.device != "cpu":
+            raise InputError(f"load_adapter: expected a model on the CPU, got one on {self.device}")
+        adapter = read_request_adapter(folder, self.traced, name)
+        targets = {part.target for one in (*self._adapters.values(), adapter) for part in one.parts}
+        adapted = self.executor.with_program(optimize(with_lora(self.traced, targets)))
+        previous, self._adapted = self._adapted, adapted
+        self._adapters[name] = adapter
+        for engine in self._engines.values():
+            engine.use(adapted)
+        if previous is not None:
+            previous.close()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter. Requests that use it continue; its memory is free after them.
+
+        Raises DTypeError, InputError for an unknown name.
+        """
+        adapter = self.find_adapter(adapter_name)
+        del self._adapters[adapter.name]
+        for engine in self._engines.values():
+            engine.do_soon(partial(_forget, adapter))
+
+    def find_adapter(self, name: str) -> LoraAdapter:
+        """Return a loaded adapter. Raises DTypeError, InputError for an unknown name."""
+        found = self._adapters.get(check_str("adapter_name", name))
+        if found is None:
+            known = ", ".join(map(quote, self._adapters)) or "none"
+            raise InputError(f"adapter_name: expected a loaded adapter ({known}), got {quote(name)}; call load_adapter")
+        return found
 
     def copy_in(self, dtype: str) -> CausalLM:
         """Return a copy of the model with weights in another dtype, from the same files, for `assistant_model`.
@@ -264,16 +323,23 @@ class CausalLM(Model):
             **options,
         )
 
-    def score(self, prefix: object, continuations: Iterable[object], **others: Unpack[NoArgs]) -> ScoreOutput:
+    def score(
+        self,
+        prefix: object,
+        continuations: Iterable[object],
+        *,
+        adapter_name: str | None = None,
+        **others: Unpack[NoArgs],
+    ) -> ScoreOutput:
         """Return the log-probability of each token of each continuation of a prefix.
 
         prefix, continuations: all texts, or all token ids [n_tokens]. The prefix is computed once. The text of a
         continuation is tokenized together with the prefix. An empty prefix means the checkpoint's bos (else eos) id. To
-        choose between answers: `score(question, answers).best`. Raises DTypeError, InputError, ContextLengthError,
-        NonFiniteError.
+        choose between answers: `score(question, answers).best`. adapter_name: an adapter from `load_adapter`. Raises
+        DTypeError, InputError, ContextLengthError, NonFiniteError.
         """
-        refuse_keywords(others, "score", ("prefix", "continuations"))
-        return scoring.score(self, prefix, continuations)
+        refuse_keywords(others, "score", ("prefix", "continuations", "adapter_name"))
+        return scoring.score(self, prefix, continuations, adapter_name)
 
     def surprisal(self, text_or_ids: object, *, stride: int | None = None, **others: Unpack[NoArgs]) -> SurprisalOutput:
         """Return how unexpected each token of a text, or of ids [n_tokens], is.
@@ -353,3 +419,8 @@ class CausalLM(Model):
     def kv_stats(self) -> KvStats:
         """Return how many pages of keys and values are in use, and how many may be."""
         return self.engine.stats()
+
+
+def _forget(adapter: LoraAdapter, pages: PagePlan) -> None:
+    if pages.tree is not None:
+        pages.tree.forget(adapter)

@@ -203,7 +203,7 @@ def read_config(directory: Path, *, files: FileSet | None = None) -> dict[str, J
     The padding id of that file is for generation only. It becomes "generation_pad_token_id", null if the file has none.
     files: the set that the files join. Raises ConfigError.
     """
-    config = _read_object(directory / CONFIG_NAME, files)
+    config = read_object(directory / CONFIG_NAME, files)
     if config is None:
         raise ConfigError(f"{directory / CONFIG_NAME}: expected a config.json next to the weights, found none")
     generation = read_generation_config(directory, files=files)
@@ -216,10 +216,10 @@ def read_generation_config(directory: Path, *, files: FileSet | None = None) -> 
     """Read generation_config.json as a dict; {} if there is none, as next to a GGUF file. Raises ConfigError."""
     if is_gguf(directory):
         return {}
-    return _read_object(directory / GENERATION_NAME, files) or {}
+    return read_object(directory / GENERATION_NAME, files) or {}
 
 
-def _read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | None:
+def read_object(path: Path, files: FileSet | None) -> dict[str, JsonValue] | None:
     """Read a JSON object; None if there is no such file."""
     try:
         value = read_json(path, files=files, limits=CONFIG_LIMITS)

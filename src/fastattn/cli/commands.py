@@ -49,6 +49,7 @@ _EXTRAS = {
     "completion": "shtab",
     "structured": "llguidance",
     "server": "uvicorn",
+    "elmo": "h5py",
 }  # extra in pyproject.toml -> one of its modules
 _PART_TEXTS = 512  # texts of `embed` that are in memory together, unless a step has more
 _INPUTS = {"inputs", "second", "question", "context", "data", "X", "sequences", "text_inputs"}  # of pipelines

@@ -30,7 +30,7 @@ def serve(args: argparse.Namespace) -> int:
     for kind in KINDS:
         models += [parse_model(text, kind) for text in getattr(args, f"{kind}_models") or ()]
     flags["models"] = tuple(models)
-    for name in ("cors_origins", "allowed_hosts"):
+    for name in ("adapters", "cors_origins", "allowed_hosts"):
         flags[name] = tuple(flags[name] or ())
     options = read_settings(flags, os.environ, config=args.config)
     load = {**given_options(LoadOptions, args), "kv_cache_bytes": args.kv_cache_bytes}

@@ -15,6 +15,7 @@ from fastattn.errors import InputError
 from fastattn.graph.cost import Formats
 from fastattn.graph.executor import Drawn, Output, requested
 from fastattn.graph.ir import Program, Step
+from fastattn.graph.kinds import LoraAdapter
 from fastattn.graph.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -82,9 +83,17 @@ class CoreExecutor:
         """Return a page with these bytes, uint8 [kv_page_bytes]; see `fastattn.graph.executor.PagedExecutor`."""
         return self._open().new_page(data)
 
-    def new_cache(self) -> _core.Cache:
-        """Return an empty KV cache for one sequence."""
-        return self._open().new_cache()
+    def new_cache(self, adapter: LoraAdapter | None = None) -> _core.Cache:
+        """Return an empty KV cache for one sequence; see `fastattn.graph.executor.Executor`."""
+        if adapter is None:
+            return self._open().new_cache()
+        if self._module is not _core:
+            raise InputError("adapter: expected a model on the CPU, got one on a GPU; load it with device='cpu'")
+        packed = adapter.packed.get("cpu")
+        if packed is None:
+            parts = [(part.target, part.down, np.ascontiguousarray(part.up.T)) for part in adapter.parts]
+            packed = adapter.packed.setdefault("cpu", _core.Adapter(parts))
+        return self._open().new_cache(packed)
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step; see `fastattn.graph.executor.Executor`."""
@@ -97,7 +106,7 @@ class CoreExecutor:
             step.token_type_ids,
             self._caches(step),
             *self._run_arguments(names),
-            **self._key_counts(step),
+            **self._options(step),
         )
         found = dict(zip(self._program.outputs, arrays, strict=True))
         return {name: _shaped(self._program, name, found[name], step) for name in names}
@@ -137,9 +146,10 @@ class CoreExecutor:
     def _new_executor(self, program: Program) -> _core.Executor:
         """Return the module's executor of a Program over the loaded weights."""
 
-    def _key_counts(self, step: Step) -> dict[str, Any]:
-        """Return the argument of the module's `run` for `Step.key_counts`."""
-        return {} if step.key_counts is None else {"key_counts": step.key_counts}
+    def _options(self, step: Step) -> dict[str, Any]:
+        """Return the arguments of the module's `run` for the key_counts and features of a step."""
+        options: dict[str, Any] = {} if step.key_counts is None else {"key_counts": step.key_counts}
+        return options | ({"features": step.features} if step.features else {})
 
     def _run_arguments(self, names: Sequence[str]) -> tuple[Any, ...]:
         """Return further arguments of the module's `run`, if it takes any."""

@@ -147,7 +147,7 @@ class CudaExecutor(CoreExecutor):
     def _run_arguments(self, names: Sequence[str]) -> tuple[Any, ...]:
         return ([name in names for name in self._program.outputs],)
 
-    def _key_counts(self, step: Step) -> dict[str, Any]:
+    def _options(self, step: Step) -> dict[str, Any]:
         if step.key_counts is not None:
             raise InputError('key_counts: expected none on the device "cuda"; use device="cpu"')
         return {}

@@ -21,16 +21,16 @@ from fastattn.executors.sources import read_weight
 from fastattn.formats import FORMATS
 from fastattn.graph.executor import Output, requested
 from fastattn.graph.ir import Op, Program, Step, Weight
-from fastattn.graph.kinds import KINDS
+from fastattn.graph.kinds import KINDS, LoraAdapter
 from fastattn.graph.op_kind import Floats, Parameter
 from fastattn.graph.quantize import dequantize, quantize, weight_formats
 
 
 class NumpyCache:
-    """The keys and values of one sequence: [length, n_kv_head * head_dim] for every layer."""
+    """The keys and values of one sequence: [length, n_kv_head * head_dim] for every layer. adapter: of the sequence."""
 
-    def __init__(self, owner: object, n_layer: int, width: int) -> None:
-        self._owner = owner
+    def __init__(self, owner: object, n_layer: int, width: int, adapter: LoraAdapter | None = None) -> None:
+        self._owner, self.adapter = owner, adapter
         self._keys: list[Floats] = [np.zeros((0, width)) for _ in range(n_layer)]
         self._values: list[Floats] = [np.zeros((0, width)) for _ in range(n_layer)]
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class NumpyCache:
         """Return an independent copy of the cache."""
         with self._alone():
             self._check()
-            other = NumpyCache(self._owner, 0, 0)
+            other = NumpyCache(self._owner, 0, 0, self.adapter)
             other._keys, other._values = list(self._keys), list(self._values)
             return other
 
@@ -133,10 +133,10 @@ class NumpyExecutor:
         """Return a rounded weight; a matrix is [out_features, in_features]."""
         return self._open()[key].values
 
-    def new_cache(self) -> NumpyCache:
+    def new_cache(self, adapter: LoraAdapter | None = None) -> NumpyCache:
         """Return an empty KV cache for one sequence."""
         self._open()
-        return NumpyCache(self._owner, self.program.n_layer, self.program.n_kv_head * self.program.head_dim)
+        return NumpyCache(self._owner, self.program.n_layer, self.program.n_kv_head * self.program.head_dim, adapter)
 
     def with_program(self, program: Program) -> NumpyExecutor:
         """Return an executor for another Program over the same weights."""
@@ -195,10 +195,11 @@ class _Run:
     def __init__(
         self, program: Program, weights: Mapping[str, Parameter], step: Step, caches: Sequence[NumpyCache]
     ) -> None:
-        self.weights, self.step, self.caches = weights, step, caches
+        self.weights, self.step, self.caches, self._program = weights, step, caches, program
         self.sources: dict[int, Op] = {}  # value -> the op that computed its numbers
         for op in program.ops:
-            passes_on = KINDS[op.kind].reads in ("view", "gather") and op.inputs[0] in self.sources
+            passes_on = op.kind == "lora" or KINDS[op.kind].reads in ("view", "gather")
+            passes_on = passes_on and op.inputs[0] in self.sources
             self.sources[op.output] = self.sources[op.inputs[0]] if passes_on else op
         bounds = [int(bound) for bound in step.cu_seqlens]
         self.spans = list(itertools.pairwise(bounds))
@@ -209,6 +210,14 @@ class _Run:
                 raise ContextLengthError(
                     f"sequence {sequence}: {total} positions, the model has {program.max_positions}"
                 )
+
+    def rows_of(self, value: int) -> str:
+        return self._program.values[value].rows
+
+    def shape_of(self, value: int) -> tuple[int, int]:
+        step = self.step
+        counts = {"tokens": len(step.token_ids), "wanted": len(step.wanted), "sequences": len(self.spans)}
+        return counts[self.rows_of(value)], self._program.values[value].width
 
     def commit(self) -> None:
         """Store the keys and values of the step in the caches."""

@@ -51,6 +51,11 @@ class Engine:
         self._processes: dict[int, _Process] = {}
         self.grammars = Grammars()
 
+    @property
+    def executor(self) -> Executor:
+        """The executor that runs the steps."""
+        return self._executor
+
     def submit(self, call: Call) -> None:
         """Add a call. Its tokens come from `take`, `draws` or `take_async`. Raises OutOfMemory if it can never run."""
         process = self._here()
@@ -156,6 +161,12 @@ class Engine:
         process = self._processes.get(os.getpid())
         if process is not None:
             process.do_soon(partial(job, process.pages))
+
+    def use(self, executor: Executor) -> None:
+        """Run later steps on another executor of the same model."""
+        self._executor = executor
+        process = self._here()
+        self.run(lambda _: process.scheduler.use(executor))
 
     def stats(self) -> KvStats:
         """Return the numbers of pages, and the memory of draft models."""

@@ -413,6 +413,7 @@ def make_requests(
     context, n_texts = model.executor.program.max_positions, options.n_requests
     ends, deadline, slides = eos_ids(model, options), options.deadline(), options.overflow == "slide"
     seeds = seeds_of(options, len(prompts)) if seeds is None else seeds
+    adapter = None if options.adapter_name is None else model.find_adapter(options.adapter_name)
     names = [f"input_ids[{i}]" for i in range(len(prompts))] if names is None else names
     masks = _masks_of(model, options, mask_tokenizer or tokenizer, ends)
     cleans = False if masks is not None and clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
@@ -430,7 +431,7 @@ def make_requests(
         for seed in seeds[i * n_texts : (i + 1) * n_texts]:
             text = None if tokenizer is None else TextState(tokenizer, options.stops(), prompt=start, **decoding)
             request = Request(list(start), len(start), highest, seed, text, lowest, options=options, eos_ids=ends)
-            request.index, request.deadline = first_index + len(requests), deadline
+            request.index, request.deadline, request.adapter = first_index + len(requests), deadline, adapter
             mask = None if masks is None else masks.after(start)
             request.join(siblings, processors, mask, speculation_of(model, options))
             if slides:

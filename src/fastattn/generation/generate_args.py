@@ -42,6 +42,7 @@ class GenerationArgs(TypedDict, total=False):
     truncate: Literal["left", "right"] | None
     max_batch_size: int | None
     max_time: float | None
+    adapter_name: str | None
     overflow: Literal["error", "slide"] | None
     priority: int | None
     prompt_lookup_num_tokens: int | None

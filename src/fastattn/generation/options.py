@@ -111,6 +111,7 @@ class GenerationOptions:
     assistant_model: a smaller model with the same vocabulary that proposes tokens, or "int4", "int8" or "bfloat16": a
         copy of the model itself in this dtype, loaded at the first use. num_assistant_tokens: the maximum number of
         proposed tokens per step; None is 8.
+    adapter_name: an adapter that `load_adapter` loaded; None is the model itself.
     priority: calls with a higher one go first, also before those that already run if memory is short.
     num_return_sequences: number of texts per prompt, returned consecutively; more than 1 requires do_sample=True or as
         many beams.
@@ -272,6 +273,7 @@ class GenerationOptions:
             help="raise the logit of the end after N new tokens, by a factor X per token",
         ),
     )
+    adapter_name: str | None = option(None, Text(1, 4096), no_flag="--adapter adds one adapter to the weights")
     logits_processor: Sequence[Callable[..., Any]] | None = option(None, check_functions, no_flag=_A_FUNCTION)
     prefix_allowed_tokens_fn: Callable[..., Any] | None = option(None, check_function, no_flag=_A_FUNCTION)
     stopping_criteria: Sequence[Callable[..., Any]] | None = option(None, check_functions, no_flag=_A_FUNCTION)

@@ -57,6 +57,11 @@ class PagePlan:
             if share and page_bytes:
                 self.tree = PrefixTree(self._page_len, idle_bytes // page_bytes)
 
+    def use(self, executor: Executor) -> None:
+        """Use another executor of the same model from now on."""
+        self._executor = executor
+        self._paged = executor if isinstance(executor, PagedExecutor) else None
+
     def stats(self) -> KvStats:
         """Return the current numbers; zeros for an executor without pages."""
         if self._paged is None:
@@ -155,8 +160,8 @@ class PagePlan:
 
     def start(self, request: Request) -> None:
         """Give a request an empty cache."""
-        request.cache, request.fed = self._executor.new_cache(), 0
-        request.node = None if self.tree is None else self.tree.root
+        request.cache, request.fed = self._executor.new_cache(request.adapter), 0
+        request.node = None if self.tree is None else self.tree.root(request.adapter)
 
     def extend(self, request: Request) -> None:
         """Attach known pages of the next tokens; the last token is always computed."""

@@ -144,7 +144,7 @@ def load_prefix(model: LanguageModel, path: str | os.PathLike[str]) -> CachedPre
 def _insert(ids: list[int], pages: Sequence[Any], page_len: int, plan: PagePlan) -> None:
     if plan.tree is None:
         return
-    node = plan.tree.root
+    node = plan.tree.root()
     for i, page in enumerate(pages):
         node = plan.tree.add(node, ids[i * page_len : (i + 1) * page_len], page)
 

@@ -42,9 +42,25 @@ class PrefixTree:
     """
 
     def __init__(self, page_len: int, max_idle: int) -> None:
-        self.root = Node(None, b"", None)
+        self._roots: dict[object, Node] = {}
         self._page_len, self._max_idle = page_len, max_idle
         self._idle: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
+
+    def root(self, adapter: object = None) -> Node:
+        """Return the root for sequences with this adapter; None: without one. Adapters change keys and values."""
+        root = self._roots.get(adapter)
+        if root is None:
+            root = self._roots[adapter] = Node(None, b"", None)
+        return root
+
+    def forget(self, adapter: object) -> None:
+        """Evict the pages of an adapter that no sequence uses."""
+        pending = [self._roots.pop(adapter, Node(None, b"", None))]
+        for node in pending:  # parents first
+            pending += node.children.values()
+        for node in reversed(pending):
+            if node in self._idle and not node.children:
+                self._remove(node)
 
     @property
     def n_idle(self) -> int:
@@ -133,8 +149,11 @@ class PrefixTree:
         self._limit()
 
     def path(self, ids: Sequence[int]) -> list[Node]:
-        """Return the nodes of exactly these tokens, the first page first. They may end before the tokens do."""
-        nodes, node = [], self.root
+        """Return the nodes of exactly these tokens without an adapter, the first page first.
+
+        They may end before the tokens do.
+        """
+        nodes, node = [], self.root()
         for begin in range(0, len(ids), self._page_len):
             child = node.children.get(array("i", ids[begin : begin + self._page_len]).tobytes())
             if child is None:
@@ -163,11 +182,12 @@ class PrefixTree:
 
     def reset_users(self) -> None:
         """Make every node that is not pinned idle. No sequence may use the tree."""
-        pending = [self.root]
+        pending = list(self._roots.values())
+        n_roots = len(pending)
         for node in pending:  # parents first
             pending += node.children.values()
             node.users = 0
-        self._idle = OrderedDict((node, None) for node in reversed(pending[1:]) if node.pins == 0)
+        self._idle = OrderedDict((node, None) for node in reversed(pending[n_roots:]) if node.pins == 0)
 
     def clear(self) -> None:
         """Evict everything that is not in use."""

@@ -16,6 +16,7 @@ from fastattn.errors import ConfigError, DTypeError, InputError
 from fastattn.generation.engine import Engine
 from fastattn.generation.options import GenerationOptions
 from fastattn.graph.executor import Executor
+from fastattn.graph.kinds import LoraAdapter
 from fastattn.models.inputs import Batch, read_batch
 from fastattn.models.sequences import place
 from fastattn.tokenizer import Tokenizer, check_text
@@ -46,6 +47,7 @@ class LanguageModel(HasTokenizer, Protocol):
     @property
     def generation_config(self) -> Mapping[str, Any]: ...
     def explain_id(self, token_id: int) -> str: ...
+    def find_adapter(self, name: str) -> LoraAdapter: ...
 
 
 HOW_TO_CUT = '; truncate="left" cuts the prompt, overflow="slide" continues beyond the context'

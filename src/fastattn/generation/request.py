@@ -15,6 +15,7 @@ from fastattn.generation.processors import Processor, stops_at
 from fastattn.generation.stopping import TextState
 from fastattn.generation.structured import Mask
 from fastattn.graph.executor import Cache
+from fastattn.graph.kinds import LoraAdapter
 from fastattn.models.outputs import FinishReason
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Request:
     # it feeds them after those of `ids`.
     speculation: Speculation | None = None
     proposed: Sequence[int] = ()
+    adapter: LoraAdapter | None = None
 
     @property
     def new_len(self) -> int:

@@ -100,6 +100,13 @@ class Scheduler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def use(self, executor: Executor) -> None:
+        """Use another executor of the same model from the next step on."""
+        self._executor = executor
+        self._drawing = executor if isinstance(executor, DrawingExecutor) else None
+        self._pages.use(executor)
+        self._loop, self._loop_steps = None, 0
+
     def add(self, call: Call) -> None:
         """Add the requests of a call."""
         if call.unfinished and call not in self._calls:

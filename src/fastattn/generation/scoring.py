@@ -17,6 +17,7 @@ from fastattn.generation.prompts import LanguageModel, encode_prompt, need_token
 from fastattn.generation.scheduler import STEP_TOKENS
 from fastattn.graph.executor import Cache, Executor
 from fastattn.graph.ir import Step
+from fastattn.graph.kinds import LoraAdapter
 from fastattn.models.outputs import ScoreOutput, SurprisalOutput
 from fastattn.models.sequences import MAX_SEQUENCES
 
@@ -24,9 +25,12 @@ _ROW_BYTES = 64 * 2**20  # of the logits of a step
 Ids = NDArray[np.int32]
 
 
-def score(model: LanguageModel, prefix: object, continuations: Iterable[object]) -> ScoreOutput:
+def score(
+    model: LanguageModel, prefix: object, continuations: Iterable[object], adapter_name: str | None = None
+) -> ScoreOutput:
     """Return the log-probabilities of continuations; see `CausalLM.score`."""
     start, wholes = _read(model, prefix, continuations)
+    chosen = _executor(model, adapter_name)
     context = model.executor.program.max_positions
     begins = [_shared([start, whole]) for whole in wholes]  # a token may span the end of the prefix
     for i, begin in enumerate(begins):
@@ -45,11 +49,19 @@ def score(model: LanguageModel, prefix: object, continuations: Iterable[object])
     greedy = [True] * len(wholes)
     for first in dict.fromkeys(int(whole[0]) for whole in wholes):
         places = [i for i, whole in enumerate(wholes) if whole[0] == first]
-        found = _score_tree(model, [wholes[i] for i in places], [begins[i] for i in places])
+        found = _score_tree(model, [wholes[i] for i in places], [begins[i] for i in places], *chosen)
         for i, values, likeliest in zip(places, *found, strict=True):
             logprobs[i], greedy[i] = values, likeliest
     tails = [whole[begin:] for whole, begin in zip(wholes, begins, strict=True)]
     return ScoreOutput(tails, logprobs, greedy)
+
+
+def _executor(model: LanguageModel, adapter_name: str | None) -> tuple[Executor, LoraAdapter | None]:
+    """Return the executor for an adapter, and the adapter of its caches. Raises InputError for an unknown one."""
+    if adapter_name is None:
+        return model.executor, None
+    adapter = model.find_adapter(adapter_name)
+    return model.engine.executor, adapter
 
 
 def _read(model: LanguageModel, prefix: object, continuations: Iterable[object]) -> tuple[Ids, list[Ids]]:
@@ -105,7 +117,7 @@ def _shared(rows: Sequence[Ids]) -> int:
 
 
 def _score_tree(
-    model: LanguageModel, wholes: Sequence[Ids], begins: Sequence[int]
+    model: LanguageModel, wholes: Sequence[Ids], begins: Sequence[int], executor: Executor, adapter: LoraAdapter | None
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
     """Return the log-probabilities of the tokens from `begins` on, and whether all of them are the likeliest.
 
@@ -113,9 +125,8 @@ def _score_tree(
     """
     if not wholes:
         return [], []
-    executor = model.executor
     shared = max(1, min(_shared(wholes), *begins))
-    run, root = _Run(executor, vocab_size(model)), executor.new_cache()
+    run, root = _Run(executor, vocab_size(model)), executor.new_cache(adapter)
     found: list[list[tuple[float, bool]]] = [[] for _ in wholes]
     jobs: dict[int, _Job] = {}
     try:
@@ -216,14 +227,17 @@ class _Run:
         return [log_softmax(row) for row in logits]
 
 
-def prompt_records(model: LanguageModel, ids: Ids, n_top: int) -> list[tuple[float | None, tuple[Any, Any] | None]]:
+def prompt_records(
+    model: LanguageModel, ids: Ids, n_top: int, adapter_name: str | None = None
+) -> list[tuple[float | None, tuple[Any, Any] | None]]:
     """Return the log-probability of each id of a prompt, and (ids, log-probabilities) of the likeliest; None first."""
     if not len(ids):
         return []
-    cache = model.executor.new_cache()
+    executor, adapter = _executor(model, adapter_name)
+    cache = executor.new_cache(adapter)
     try:
         job = _Job(cache, ids, 0, 0, n_top)
-        _Run(model.executor, vocab_size(model)).score([job])
+        _Run(executor, vocab_size(model)).score([job])
     finally:
         cache.close()
     tops = job.tops if n_top else [None] * len(job.found)

@@ -28,8 +28,12 @@ def inner_length(program: Program, op: Op, longest: int) -> int:
     if op.kind in ("attention", "attention_probs"):
         tables = int(op.attrs["has_position_keys"]) + int(op.attrs["has_position_queries"])
         return (2 + tables) * int(op.attrs["head_dim"]) + 2 * longest
-    if op.kind == "pool":
+    if op.kind in ("pool", "weighted_sum"):
         return longest
+    if op.kind == "sequence_probs":
+        return width + 2 * longest
+    if op.kind in ("lstm", "gru"):  # every step adds its own error; gates and cells have slopes of at most 1
+        return longest * (2 * int(op.attrs["hidden"]) + 4 * FUNCTION_ULPS)
     return 2 * width if op.kind in ("linear", "layer_norm", "rms_norm", "l2_normalize") else 1
 
 

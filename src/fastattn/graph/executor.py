@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastattn.errors import InputError
 from fastattn.graph.ir import Program, Step
+from fastattn.graph.kinds import LoraAdapter
 from fastattn.graph.sampling import Sampling
 
 Output = NDArray[Any] | list[NDArray[Any]]
@@ -50,8 +51,12 @@ class Executor(Protocol):
     def weight_bytes(self) -> int:
         """The bytes of the weights in memory."""
 
-    def new_cache(self) -> Cache:
-        """Return an empty KV cache for one sequence."""
+    def new_cache(self, adapter: LoraAdapter | None = None) -> Cache:
+        """Return an empty KV cache for one sequence, with its adapter if it has one.
+
+        Only a Program with the lora ops of the adapter (`rewrites.with_lora`) accepts the cache. Raises InputError on
+        CUDA.
+        """
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Output]:
         """Run one step and return the requested outputs (None: all outputs of the Program).

@@ -19,9 +19,10 @@ sequence i. With causal=True it attends to the positions up to its own; with a w
 distance. An empty sequence gathers a row of zeros and pools to zeros. A query that attends to no key gives zeros. If
 `Step.token_type_ids` is None, all of them are 0.
 
-Every op computes each row independently, except attention (whose rows read the keys of their sequence), pool, and
-window_rows (whose rows read their neighbors). rotary reads the position of each row's token; its attr `rows` says which
-tokens the rows are, like q_rows of attention.
+Every op computes each row independently, except attention (whose rows read the keys of their sequence), pool,
+window_rows (whose rows read their neighbors), lstm and gru (whose rows read the ones before, or after, in their
+sequence), and sequence_probs and weighted_sum (which read all rows of a sequence). rotary reads the position of each
+row's token; its attr `rows` says which tokens the rows are, like q_rows of attention.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Step:
     key_counts: int32 [n_sequences] or None; the number of leading tokens of each sequence that serve as keys. The other
     tokens still attend to them. CUDA does not support key_counts. The CPU supports them only without caches, causal
     attention, biases, position tables and attention maps, and if all windows reach every key.
+    features: float32 [n_tokens or n_sequences, width], rows that the caller computed, for the ops `features`.
     """
 
     token_ids: NDArray[np.int32]
@@ -106,3 +108,4 @@ class Step:
     token_type_ids: NDArray[np.int32] | None = None
     caches: tuple[object, ...] | None = None
     key_counts: NDArray[np.int32] | None = None
+    features: tuple[NDArray[np.float32], ...] = ()

@@ -31,7 +31,10 @@ class Parameter:
 
 
 class PastKeys(Protocol):
-    """A KV cache, as formulas read it."""
+    """A KV cache, as formulas read it. adapter: the LoraAdapter of its sequence, or None."""
+
+    @property
+    def adapter(self) -> Any: ...
 
     def past(self, layer: int) -> tuple[Floats, Floats]: ...
 
@@ -49,6 +52,12 @@ class Run(Protocol):
     caches: Sequence[PastKeys]
     sources: Mapping[int, Op]
     fresh: list[tuple[Any, int, Floats, Floats]]
+
+    def rows_of(self, value: int) -> str:
+        """Return the kind of rows of a value."""
+
+    def shape_of(self, value: int) -> tuple[int, int]:
+        """Return the rows and columns of a value in this step."""
 
 
 def no_cost(program: Program, op: Op, shape: StepShape, formats: Formats) -> Cost:

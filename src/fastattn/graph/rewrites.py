@@ -82,7 +82,7 @@ def fuse_residual(program: Program) -> Program:
 def merge_qkv(program: Program) -> Program:
     """Merge three linears of one input that feed an attention as q, k, v into one linear and three column slices.
 
-    Queries and keys may be normalized and rotated in between.
+    Adapters may be added in between, and queries and keys may be normalized and rotated.
     """
     writers = _writers(program.ops)
     before: dict[int, list[Op]] = {}
@@ -110,9 +110,9 @@ def merge_qkv(program: Program) -> Program:
 
 
 def _source(program: Program, writers: Mapping[int, int], value: int) -> int:
-    """Return the position of the op that computed `value`, before norms and rotations of its columns."""
+    """Return the position of the op that computed `value`, before adapters, norms and rotations of its columns."""
     position = writers[value]
-    while program.ops[position].kind in ("rms_norm", "rotary"):
+    while program.ops[position].kind in ("lora", "rms_norm", "rotary"):
         position = writers[program.ops[position].inputs[0]]
     return position
 
@@ -308,6 +308,31 @@ def with_maps(program: Program, layers: Collection[int], heads: Collection[int])
 def _maps_of(attention: Op, output: int, first_head: int, n_maps: int) -> Op:
     attrs = {**attention.attrs, "first_head": first_head, "n_maps": n_maps}
     return replace(attention, kind="attention_probs", inputs=attention.inputs[:2], output=output, attrs=attrs)
+
+
+def linear_targets(program: Program) -> dict[str, int]:
+    """Number the linears of a traced Program, by the names of their weights, as adapters do."""
+    weights = dict.fromkeys(op.weights[0] for op in program.ops if op.kind == "linear")
+    return {weight: target for target, weight in enumerate(weights)}
+
+
+def with_lora(program: Program, targets: Collection[int]) -> Program:
+    """Add a lora op after each of these linears of a traced Program. Without adapters, the results have equal bits."""
+    number = linear_targets(program)
+    renamed: dict[int, int] = {}
+    ops, values = list[Op](), list(program.values)
+    for op in program.ops:
+        inputs = tuple(renamed.get(value, value) for value in op.inputs)
+        ops.append(replace(op, inputs=inputs))
+        if op.kind == "linear" and number[op.weights[0]] in targets:
+            renamed[op.output] = len(values)
+            values.append(values[op.output])
+            rows = next(selection for selection, kind in ROWS_OF.items() if kind == values[-1].rows)
+            attrs: dict[str, Attr] = {"target": number[op.weights[0]], "rows": rows}
+            ops.append(Op("lora", (op.output, inputs[0]), len(values) - 1, (), attrs))
+    names = {name: renamed.get(value, value) for name, value in program.outputs.items()}
+    marks = {name: renamed.get(value, value) for name, value in program.marks.items()}
+    return replace(program, values=tuple(values), ops=tuple(ops), outputs=names, marks=marks)
 
 
 def with_lens(program: Program) -> Program:

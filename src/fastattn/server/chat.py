@@ -58,6 +58,7 @@ async def chat(app: App, exchange: Exchange) -> None:
     max_tokens = _read_max_tokens(fields)
     most = INT32_MAX if max_tokens is None else max_tokens
     options = read_sampling(fields, n_high=app.options.max_choices, max_tokens=most, n_top=n_top or 0)
+    options = replace(options, adapter_name=served.adapter)
     fields.finish(_NEUTRAL)
     if streams and (options.best_of or 1) > options.num_return_sequences:
         raise fields.refuse("best_of", "expected at most n with stream, got more", "unsupported")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Job:
         return found
 
     def _listed_prompt(self, index: int, n_top: int) -> Json:
-        found = prompt_records(self.model, self.ids[index], n_top)
+        found = prompt_records(self.model, self.ids[index], n_top, self.options.adapter_name)
         values = [None if value is None else finite(value) for value, _ in found]
         tops: list[Any] = [None if not n_top or top is None else (top[0], top[1].clip(min=-9999.0)) for _, top in found]
         return completion_logprobs(self.tokenizer, self.ids[index].tolist(), values, tops, 0)
@@ -76,6 +76,7 @@ async def complete(app: App, exchange: Exchange) -> None:
     options = read_sampling(
         fields, n_high=max(1, app.options.max_choices // len(prompts)), max_tokens=max_tokens, n_top=n_top
     )
+    options = replace(options, adapter_name=served.adapter)
     echo = fields.flag("echo", False)
     fields.finish(_NEUTRAL)
     if streams and (options.best_of or 1) > options.num_return_sequences:

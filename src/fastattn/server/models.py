@@ -58,12 +58,16 @@ class Closable(Protocol):
 
 @dataclass
 class Served:
-    """A model under one name. parts: what is loaded for each kind of use. template: its chat template, if given."""
+    """A model under one name. parts: what is loaded for each kind of use. template: its chat template, if given.
+
+    adapter: the adapter of the language model that requests to this name use.
+    """
 
     name: str
     path: str
     parts: dict[Kind, Any] = field(default_factory=dict)
     template: str | None = None
+    adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -112,8 +116,9 @@ class Models:
         return found, found.parts[kind]
 
     def generators(self) -> dict[str, CausalLM]:
-        """Return the language models by name."""
-        return {model.name: model.parts["generate"] for model in self if "generate" in model.parts}
+        """Return the language models by name, once each."""
+        own = [model for model in self if model.adapter is None]
+        return {model.name: model.parts["generate"] for model in own if "generate" in model.parts}
 
     def close(self) -> None:
         """Free the memory of all models."""
@@ -122,10 +127,10 @@ class Models:
                 part.close()
 
 
-def load_models(specs: Sequence[ModelSpec], defaults: Mapping[str, Any]) -> Models:
+def load_models(specs: Sequence[ModelSpec], defaults: Mapping[str, Any], adapters: Sequence[str] = ()) -> Models:
     """Load models, or the demo models if there are none. defaults: loading options for those without their own.
 
-    Raises what `from_pretrained` raises.
+    adapters: "NAME=DIR", of the first language model. Raises what `from_pretrained` and `load_adapter` raise.
     """
     if not specs:
         story, reviews = str(demo_model("text-generation")), str(demo_model("text-classification"))
@@ -138,12 +143,26 @@ def load_models(specs: Sequence[ModelSpec], defaults: Mapping[str, Any]) -> Mode
     try:
         for spec in specs:  # one by one, so that those before an error are closed
             loaded += [_load(spec, defaults)]
-        return Models(loaded)
+        return Models([*loaded, *_with_adapters(loaded, adapters)])
     except BaseException:
         for model in loaded:
             for part in model.parts.values():
                 part.close()
         raise
+
+
+def _with_adapters(loaded: Sequence[Served], adapters: Sequence[str]) -> list[Served]:
+    """Load adapters of the first language model, and return it under their names."""
+    if not adapters:
+        return []
+    base = next((model for model in loaded if "generate" in model.parts), None)
+    if base is None:
+        raise InputError("adapters: expected a language model that they belong to, got none")
+    model, found = base.parts["generate"], []
+    for name, _, path in (adapter.partition("=") for adapter in adapters):
+        model.load_adapter(path, name)
+        found.append(Served(name, path, {"generate": model}, base.template, adapter=name))
+    return found
 
 
 def _load(spec: ModelSpec, defaults: Mapping[str, Any]) -> Served:

@@ -27,6 +27,15 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(check_str(f"{name}[{i}]", item) for i, item in enumerate(items))
 
 
+def _adapters(name: str, value: Any) -> tuple[str, ...]:
+    items = _texts(name, value)
+    for item in items:
+        adapter, found, path = item.partition("=")
+        if not (found and adapter and path):
+            raise InputError(f"{name}: expected NAME=DIR, got {quote(item)}")
+    return items
+
+
 def _origins(name: str, value: Any) -> tuple[str, ...]:
     origins = _texts(name, value)
     for origin in origins:
@@ -72,6 +81,17 @@ class ServeOptions:
     """The settings of a server. Each has a flag, a variable FASTATTN_SERVE_NAME, and a key in the settings file."""
 
     models: tuple[ModelSpec, ...] = option((), _models, no_flag=_IN_TOML)
+    adapters: tuple[str, ...] = option(
+        (),
+        _adapters,
+        flag=Flag(
+            names=("--lora-adapter",),
+            values=Text(3, 4096),
+            metavar="NAME=DIR",
+            repeatable=True,
+            help="serve a LoRA adapter of the first language model as the model NAME; repeatable",
+        ),
+    )
     host: str = option(
         "127.0.0.1", Text(1, 255), flag=Flag(metavar="HOST", help="address to listen on (default: 127.0.0.1)")
     )

@@ -43,7 +43,7 @@ def serve(options: ServeOptions, load: Mapping[str, Any], environ: Mapping[str, 
     check_exposure(options, keys)
     listener = bind(options)
     try:
-        models = load_models(options.models, load)
+        models = load_models(options.models, load, options.adapters)
         app = App(options, models, keys, version=version)
         try:
             return asyncio.run(run(app, [listener]))

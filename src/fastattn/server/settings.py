@@ -17,7 +17,7 @@ _KEY = f"{PREFIX}API_KEY"
 _CONFIG = f"{PREFIX}CONFIG"
 _MAX_FILE_BYTES = 1 << 20
 _FLAG_WORDS = {"true": True, "1": True, "false": False, "0": False}
-_LISTS = ("cors_origins", "allowed_hosts")
+_LISTS = ("adapters", "cors_origins", "allowed_hosts")
 _MODEL_KEYS = ("name", "path", "kind", "chat_template", *LOAD_NAMES)
 
 

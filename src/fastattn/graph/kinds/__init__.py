@@ -11,10 +11,24 @@ from collections.abc import Mapping
 from fastattn.graph.kinds.activations import Activation
 from fastattn.graph.kinds.attention import ATTENTION, ATTENTION_PROBS, attention
 from fastattn.graph.kinds.linear import ACTIVATION, LINEAR, activate, linear
+from fastattn.graph.kinds.lora import LORA, LoraAdapter, LoraPart
 from fastattn.graph.kinds.norm import L2_NORMALIZE, LAYER_NORM, RMS_NORM, SCALE, layer_norm, rms_norm, scale
+from fastattn.graph.kinds.recurrent import (
+    GRU,
+    LSTM,
+    SEQUENCE_PROBS,
+    WEIGHTED_SUM,
+    Projection,
+    gru,
+    lstm,
+    sequence_probs,
+    weighted_sum,
+)
 from fastattn.graph.kinds.rotary import ROTARY, rotary
 from fastattn.graph.kinds.rows import (
+    CONCAT,
     EMBEDDING,
+    FEATURES,
     GATHER_ROWS,
     POOL,
     ROWS_OF,
@@ -22,7 +36,9 @@ from fastattn.graph.kinds.rows import (
     WINDOW_ROWS,
     Pooling,
     Selection,
+    concat,
     embedding,
+    features,
     gather_rows,
     pool,
     split,
@@ -35,19 +51,28 @@ __all__ = [
     "KINDS",
     "ROWS_OF",
     "Activation",
+    "LoraAdapter",
+    "LoraPart",
     "Pooling",
+    "Projection",
     "Selection",
     "activate",
     "attention",
+    "concat",
     "embedding",
+    "features",
     "gather_rows",
+    "gru",
     "layer_norm",
     "linear",
+    "lstm",
     "pool",
     "rms_norm",
     "rotary",
     "scale",
+    "sequence_probs",
     "split",
+    "weighted_sum",
     "window_rows",
 ]
 
@@ -62,6 +87,7 @@ KINDS: Mapping[str, OpKind] = {
         SCALE,
         ROTARY,
         LINEAR,
+        LORA,
         ACTIVATION,
         SLICE,
         ATTENTION,
@@ -70,5 +96,11 @@ KINDS: Mapping[str, OpKind] = {
         POOL,
         WINDOW_ROWS,
         L2_NORMALIZE,
+        FEATURES,
+        CONCAT,
+        LSTM,
+        GRU,
+        SEQUENCE_PROBS,
+        WEIGHTED_SUM,
     )
 }

@@ -11,7 +11,7 @@ import numpy as np
 from fastattn.graph.op_kind import Floats
 from fastattn.graph.quantize import rough_gelu
 
-Activation = Literal["none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu"]
+Activation = Literal["none", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -30,7 +30,13 @@ def gelu_tanh(x: Floats) -> Floats:
 
 def silu(x: Floats) -> Floats:
     """Compute x * sigmoid(x)."""
-    return x * np.exp(-np.logaddexp(0.0, -x))
+    return x * sigmoid(x)
+
+
+def sigmoid(x: Floats) -> Floats:
+    """Compute 1 / (1 + e^-x)."""
+    result: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return result
 
 
 FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
@@ -40,6 +46,7 @@ FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "tanh": np.tanh,
     "silu": silu,
+    "sigmoid": sigmoid,
 }
 
 

@@ -1,4 +1,4 @@
-"""The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool, window_rows."""
+"""The ops that choose, cut and combine rows: embedding, slice, gather_rows, pool, window_rows, features, concat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastattn.errors import ConfigError, InputError
 from fastattn.graph.cost import Cost, Formats, StepShape, weight_bytes
 from fastattn.graph.ir import Attr, Op, Program, Rows
 from fastattn.graph.op_kind import Floats, OpKind, Run
-from fastattn.graph.tensor import Index, Tensor, Weights
+from fastattn.graph.tensor import Index, Tensor, Tracer, Weights
 
 Selection = Literal["wanted", "first", "last"]
 Pooling = Literal["mean", "max", "mean_sqrt_len"]
@@ -107,15 +107,17 @@ def pool_formula(run: Run, op: Op, x: Floats) -> Floats:
     return rows
 
 
-def window_rows(x: Tensor, size: int) -> Tensor:
+def window_rows(x: Tensor, size: int, *, inside: bool = False) -> Tensor:
     """Put the `size` rows around each token next to each other: [n_tokens, size * width].
 
     size: odd. Row i has the rows i - size // 2 to i + size // 2 of its sequence, with zeros before its first and after
     its last token. A linear over them is a convolution with zero padding (torch.nn.Conv1d, padding=size // 2).
+    inside: row i has the rows i to i + size - 1 instead, or the last `size` rows of its sequence if fewer follow. Any
+    size is possible. The maximum of a linear over them is that of a convolution without padding.
     """
-    if x.rows != "tokens" or size < 1 or size % 2 == 0:
+    if x.rows != "tokens" or size < 1 or (size % 2 == 0 and not inside):
         raise ConfigError(f"window_rows: expected one row per token and an odd size, got {x.rows} and {size}")
-    return x.tracer.emit(WINDOW_ROWS, (x,), x.rows, size * x.width, attrs={"size": size})
+    return x.tracer.emit(WINDOW_ROWS, (x,), x.rows, size * x.width, attrs={"size": size, "inside": inside})
 
 
 def window_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
@@ -123,12 +125,40 @@ def window_rows_formula(run: Run, op: Op, x: Floats) -> Floats:
     size, width = int(op.attrs["size"]), x.shape[1]
     rows = np.zeros((len(x), size, width), x.dtype)
     for start, end in run.spans:
+        if op.attrs["inside"]:
+            for row in range(start, end):
+                window = x[max(start, min(row, end - size)) : end][:size]
+                rows[row, : len(window)] = window
+            continue
         for j in range(size):
             shift = j - size // 2
             first, last = max(start, start - shift), min(end, end - shift)
             if first < last:
                 rows[first:last, j] = x[first + shift : last + shift]
     return rows.reshape(len(x), size * width)
+
+
+def features(tracer: Tracer, index: int, rows: Literal["tokens", "sequences"], width: int) -> Tensor:
+    """Return rows of floats that the caller computed: `Step.features[index]`, [n_tokens or n_sequences, width]."""
+    return tracer.emit(FEATURES, (), rows, width, attrs={"index": index})
+
+
+def features_formula(run: Run, op: Op) -> Floats:
+    """Return the rows. Raises InputError if the step has none of this shape."""
+    index, (rows, width) = int(op.attrs["index"]), run.shape_of(op.output)
+    found = run.step.features[index] if index < len(run.step.features) else None
+    if found is None or found.shape != (rows, width):
+        got = "none" if found is None else list(found.shape)
+        raise InputError(f"features: expected {[rows, width]} at index {index}, got {got}")
+    result: Floats = found.astype(np.float64)
+    return result
+
+
+def concat(a: Tensor, b: Tensor) -> Tensor:
+    """Put the columns of b after those of a."""
+    if a.rows != b.rows:
+        raise ConfigError(f"concat: expected the same rows, got {a.value} and {b.value}")
+    return a.tracer.emit(CONCAT, (a, b), a.rows, a.width + b.width)
 
 
 EMBEDDING = OpKind(
@@ -147,5 +177,13 @@ GATHER_ROWS = OpKind(
     formula=gather_rows_formula,
     reads="gather",
 )
-WINDOW_ROWS = OpKind(name="window_rows", inputs=("x",), attrs={"size": int}, formula=window_rows_formula, reads="all")
+WINDOW_ROWS = OpKind(
+    name="window_rows",
+    inputs=("x",),
+    attrs={"size": int, "inside": bool},
+    formula=window_rows_formula,
+    reads="all",
+)
+FEATURES = OpKind(name="features", attrs={"index": int}, formula=features_formula, reads="all")
+CONCAT = OpKind(name="concat", inputs=("a", "b"), formula=lambda run, op, a, b: np.concatenate([a, b], axis=1))
 POOL = OpKind(name="pool", inputs=("x",), attrs={"pool": get_args(Pooling)}, formula=pool_formula, reads="all")
