@@ -39,6 +39,15 @@ def state(worker: Process) -> str:
     return Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def has_ended(pid: int) -> bool:
+    """Return whether a process ended, even if nobody waited for it yet."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the second one if it ends while its file is open
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
 def wait_for(condition: Any) -> None:
     deadline = time.monotonic() + SOON
     while not condition():
@@ -117,7 +126,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
-    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text())
+    wait_for(lambda: has_ended(child))
 
 
 def main(arguments: str) -> None:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WAIT = 90.0  # seconds until a test gives up on a busy machine; no test waits that long
+from tests.reference.hang import HANG_SECONDS
+
+WAIT = float(HANG_SECONDS)  # seconds until a test gives up; no test waits that long
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _FLAGS = [
     "--headless",

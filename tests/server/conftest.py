@@ -35,7 +35,7 @@ def server(folders: dict[str, Path]) -> Iterator[Live]:
         *(ModelSpec(path=str(folder), name=name) for name, folder in folders.items()),
     ]
     models = load_models(specs, {"threads": 2})
-    running = Live(models, request_timeout_s=60.0, max_body_bytes=300_000, max_running=64)
+    running = Live(models, max_body_bytes=300_000, max_running=64)
     yield running
     running.close()
     models.close()

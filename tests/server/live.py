@@ -31,6 +31,7 @@ from tests.tasks.tokenizers import write_bert, write_gpt2
 from tests.tasks.toy import ToyModel
 
 WAIT = float(HANG_SECONDS)  # seconds until a test gives up; no test waits that long
+PATIENT = {"body_timeout_s": WAIT, "header_timeout_s": WAIT, "keep_alive_s": WAIT}
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -38,10 +39,10 @@ CHAT_TEMPLATE = (
 
 
 class Live:
-    """A server that runs in a thread."""
+    """A server that runs in a thread. By default, it gives clients all the time that they may need."""
 
     def __init__(self, models: Iterable[Served], keys: Iterable[bytes] = (), **options: Any) -> None:
-        self.options = ServeOptions(**{"port": 0, **options})
+        self.options = ServeOptions(**{"port": 0, **PATIENT, **options})
         self.app = App(self.options, Models(list(models)), tuple(keys), version=fa.__version__)
         self._listener = bind(self.options)
         self.address: Any = self._listener.getsockname()

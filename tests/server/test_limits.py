@@ -17,6 +17,7 @@ import numpy as np
 import openai
 import pytest
 
+from fastattn.server.encoding import Stop
 from fastattn.server.models import Served, load_models
 from fastattn.server.options import ModelSpec
 from tests.server.live import REVIEWS, WAIT, Live, SlowModel, live
@@ -315,6 +316,12 @@ def test_encoding_stops_between_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert go.wait(WAIT)
         return encode(texts, **options)
 
+    def stop(self: Stop) -> None:
+        plain_stop(self)
+        stopped.set()
+
+    stopped, plain_stop = threading.Event(), Stop.set
+    monkeypatch.setattr(Stop, "set", stop)
     monkeypatch.setattr(model, "encode", wait)
     with live(list(models), max_encoding=1, max_waiting=0) as server:
         with server.connect() as client:
@@ -323,7 +330,7 @@ def test_encoding_stops_between_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
             assert began.wait(WAIT)
         with server.client() as other:  # its thread still runs, so its place is taken
-            eventually(lambda: not server.server.server_state.tasks, "the client is gone")
+            assert stopped.wait(WAIT)
             assert other.post("/embed", json={"inputs": "a"}).status_code == 429
             go.set()
             eventually(lambda: server.app.encoding.running == 0, "the place is free")

@@ -7,9 +7,13 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from fastattn.server import exchange
+from fastattn.server.models import Served
 from tests.server.live import WAIT, Live, live, slow
 from tests.server.test_limits import BODY, eventually, post, raw_request
 
@@ -17,22 +21,37 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: appli
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    model, served = slow(tmp_path_factory.mktemp("slow"))
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    model, found = slow(tmp_path_factory.mktemp("slow"))
     model.go.set()
-    with live(
-        [served], max_body_bytes=2000, body_timeout_s=1.0, header_timeout_s=1.0, keep_alive_s=1.0, max_connections=40
-    ) as found:
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(served: Served) -> Iterator[Live]:
+    with live([served], max_body_bytes=2000) as found:
         yield found
+
+
+@contextmanager
+def limited(served: Served, **options: Any) -> Iterator[Live]:
+    """Run a server with further limits for a block; check that nothing is left."""
+    with live([served], max_body_bytes=2000, **options) as found:
+        yield found
+        nothing_is_left(found)
+
+
+def nothing_is_left(server: Live) -> None:
+    eventually(lambda: server.app.n_running == 0, "requests have ended")
+    eventually(lambda: len(server.server.server_state.connections) == 0, "connections are closed")
 
 
 @pytest.fixture(autouse=True)
 def serves_others(server: Live) -> Iterator[None]:
-    """Check that other clients are served during and after each test, and that nothing is left."""
+    """Check that other clients are served after each test, and that nothing is left."""
     yield
     assert post(server).status_code == 200
-    eventually(lambda: server.app.n_running == 0, "requests have ended")
-    eventually(lambda: len(server.server.server_state.connections) == 0, "connections are closed")
+    nothing_is_left(server)
 
 
 def received(client: socket.socket) -> bytes:
@@ -52,17 +71,18 @@ def status_of(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("start", [b"", b"POST", b"POST / HTTP/1.1\r\nhost: loc", HEAD])
-def test_headers_that_do_not_come(server: Live, start: bytes) -> None:
-    with server.connect() as client:
+def test_headers_that_do_not_come(served: Served, start: bytes) -> None:
+    with limited(served, header_timeout_s=0.5) as server, server.connect() as client:
         client.sendall(start)
         assert received(client) == b""
 
 
-def test_headers_byte_by_byte_do_not_extend_the_time(server: Live) -> None:
-    with server.connect() as client:
+def test_headers_byte_by_byte_do_not_extend_the_time(served: Served) -> None:
+    head = HEAD + b"x-a: " + b"a" * 1000
+    with limited(served, header_timeout_s=0.5) as server, server.connect() as client:
         client.settimeout(0.05)
         sent = 0
-        for byte in HEAD + b"x-a: " + b"a" * 1000:
+        for byte in head:
             try:
                 client.sendall(bytes([byte]))
                 sent += 1
@@ -72,11 +92,11 @@ def test_headers_byte_by_byte_do_not_extend_the_time(server: Live) -> None:
                 continue
             except (BrokenPipeError, ConnectionResetError):
                 break
-        assert sent < 100
+        assert sent < len(head)  # which would take a hundred times as long
 
 
-def test_a_body_that_does_not_come(server: Live) -> None:
-    with server.connect() as client:
+def test_a_body_that_does_not_come(served: Served) -> None:
+    with limited(served, body_timeout_s=0.5) as server, server.connect() as client:
         client.sendall(HEAD + b'content-length: 100\r\n\r\n{"model"')
         data = received(client)
     assert status_of(data) == 408
@@ -84,34 +104,37 @@ def test_a_body_that_does_not_come(server: Live) -> None:
     assert b"connection: close" in data
 
 
-def test_a_second_request_that_does_not_come(server: Live) -> None:
+def test_a_second_request_that_does_not_come(served: Served) -> None:
     request = raw_request(BODY)
-    with server.connect() as client:
+    with limited(served, keep_alive_s=0.5) as server, server.connect() as client:
         client.sendall(request + request[:40])
         assert status_of(received(client)) == 200
 
 
-def test_an_idle_connection_closes(server: Live) -> None:
-    with server.connect() as client:
+def test_an_idle_connection_closes(served: Served) -> None:
+    with limited(served, keep_alive_s=0.5) as server, server.connect() as client:
         client.sendall(raw_request(BODY))
         data = received(client)
     assert status_of(data) == 200
     assert data.endswith(b"}")
 
 
-def test_a_body_that_is_announced_too_large(server: Live) -> None:
-    for length in (b"2001", b"99999999999999999999", b"2000000000"):
-        with server.connect() as client:
-            client.sendall(HEAD + b"content-length: " + length + b"\r\n\r\n")
-            data = received(client)
-        assert status_of(data) == 413
-        assert b'"code":"body_too_large"' in data
+@pytest.mark.parametrize("length", [b"2001", b"99999999999999999999", b"2000000000"])
+def test_a_body_that_is_announced_too_large(served: Served, length: bytes) -> None:
+    with limited(served, body_timeout_s=0.5) as server, server.connect() as client:
+        client.sendall(HEAD + b"content-length: " + length + b"\r\n\r\n")
+        data = received(client)
+    assert status_of(data) == 413
+    assert b'"code":"body_too_large"' in data
 
 
 @pytest.mark.parametrize("path", [b"/v1/completions", b"/v1/nothing", b"/health"])
 @pytest.mark.parametrize("kind", [b"application/json", b"text/plain"])
-def test_the_answer_to_a_body_that_nobody_reads_is_not_lost(server: Live, path: bytes, kind: bytes) -> None:
+def test_the_answer_to_a_body_that_nobody_reads_is_not_lost(
+    server: Live, path: bytes, kind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client sends all of a body that is too large, and that arrives after the answer was sent."""
+    monkeypatch.setattr(exchange, "_LINGER_S", WAIT)  # the client may be slow
     head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: %s\r\ncontent-length: 3000000\r\n\r\n" % (path, kind)
     for pause in (0.0, 0.05):
         with server.connect() as client:
@@ -132,11 +155,13 @@ def test_a_client_that_waits_for_leave_to_send_its_body(server: Live) -> None:
     assert b"100 Continue" not in data
 
 
-def test_a_chunked_body_that_is_too_large(server: Live) -> None:
+def test_a_chunked_body_that_is_too_large(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_LINGER_S", WAIT)  # the client may be slow
     with server.connect() as client:
-        client.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        client.sendall(HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(10):
             client.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
+        client.sendall(b"0\r\n\r\n")
         data = received(client)
     assert status_of(data) == 413
 
@@ -163,8 +188,8 @@ def test_a_chunked_body(server: Live) -> None:
         b"GET /health\r\n\r\n\x00\x00",
     ],
 )
-def test_a_request_that_is_no_http_or_has_huge_headers(server: Live, request_bytes: bytes) -> None:
-    with server.connect() as client:
+def test_a_request_that_is_no_http_or_has_huge_headers(served: Served, request_bytes: bytes) -> None:
+    with limited(served, header_timeout_s=1.0, keep_alive_s=1.0) as server, server.connect() as client:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             client.sendall(request_bytes)
         data = received(client)
@@ -180,16 +205,16 @@ def test_a_client_that_closes_its_half(server: Live) -> None:
     eventually(lambda: server.app.generating.running == 0, "the request ended")
 
 
-def test_too_many_connections(server: Live) -> None:
-    held = [server.connect() for _ in range(45)]
-    try:
-        with server.connect() as client:
-            client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-            assert status_of(received(client)) == 503
-    finally:
-        for one in held:
-            one.close()
-    eventually(lambda: len(server.server.server_state.connections) == 0, "connections are closed")
+def test_too_many_connections(served: Served) -> None:
+    with limited(served, max_connections=40) as server:
+        held = [server.connect() for _ in range(45)]
+        try:
+            with server.connect() as client:
+                client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                assert status_of(received(client)) == 503
+        finally:
+            for one in held:
+                one.close()
 
 
 def test_header_injection_is_no_header(server: Live) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 import fastattn as fa
 from fastattn.errors import CacheError, DTypeError, InputError, ModelFormatError
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.sentence_folders import MEAN, NORMALIZE, POOLING, TEXTS, write_json, write_model, write_static
 
 PROMPTS = {"prompts": {"query": "good ", "document": ""}}
@@ -220,7 +221,7 @@ def worker(folder: Path, path: Path, rounds: int) -> subprocess.Popen[str]:
 def test_two_processes(folder: Path, model: fa.SentenceTransformer, tmp_path: Path) -> None:
     both = [worker(folder, tmp_path / "c", 20) for _ in range(2)]
     for process in both:
-        process.communicate(timeout=120)
+        process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 0
     cache, texts = fa.EmbeddingCache(tmp_path / "c"), [f"good {i}" for i in range(400)]
     assert same(cache.encode(model, texts), model.encode(texts))

@@ -16,6 +16,7 @@ from fastattn.generation.options import GenerationOptions, request_seed
 from fastattn.generation.scheduler import Call, Request, Scheduler
 from fastattn.models.outputs import GenerateOutput
 from fastattn.tokenizer import Tokenizer, load_tokenizer
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.tokenizers import write_gpt2
 from tests.tasks.toy import ToyModel
 
@@ -218,12 +219,12 @@ class Paused:
         self.logits_of, model.executor.logits_of = model.executor.logits_of, self.wait
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
-        assert self.inside.wait(60)
+        assert self.inside.wait(HANG_SECONDS)
         model.executor.logits_of = self.logits_of
 
     def wait(self, ids: list[int]) -> NDArray[np.float64]:
         self.inside.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(HANG_SECONDS)
         return self.logits_of(ids)
 
     def run(self) -> None:
@@ -231,7 +232,7 @@ class Paused:
 
     def finish(self) -> str:
         self.go_on.set()
-        self.thread.join(60)
+        self.thread.join(HANG_SECONDS)
         assert not self.thread.is_alive()
         return self.found
 

@@ -24,6 +24,7 @@ from fastattn.generation.text_stream import TextStream
 from fastattn.models.outputs import GenerateOutput
 from fastattn.tokenizer import Tokenizer
 from fastattn.tokenizer.options import TokenizerOptions
+from tests.reference.hang import HANG_SECONDS
 from tests.tasks.test_decoders import N_IDS, RAW
 from tests.tasks.toy import ToyModel
 
@@ -244,7 +245,7 @@ def test_cancelling_a_task_closes_its_stream() -> None:
 
     def waiting(ids: list[int]) -> np.ndarray:
         inside.set()
-        assert go_on.wait(60)
+        assert go_on.wait(HANG_SECONDS)
         return logits(ids)
 
     model.executor.logits_of = waiting
@@ -257,7 +258,7 @@ def test_cancelling_a_task_closes_its_stream() -> None:
                 pass
 
         task = asyncio.create_task(consume())
-        await asyncio.to_thread(inside.wait, 60)
+        await asyncio.to_thread(inside.wait, HANG_SECONDS)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -265,7 +266,7 @@ def test_cancelling_a_task_closes_its_stream() -> None:
         return pieces
 
     pieces = asyncio.run(run())
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while model.executor.open_caches and time.monotonic() < deadline:  # the step in progress ends in its thread
         time.sleep(0.001)
     assert model.executor.open_caches == 0
