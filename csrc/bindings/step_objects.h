@@ -179,6 +179,10 @@ void register_cache(py::module_& m, const Extra&... extra) {
             },
             py::arg("memory"))
         .def("attach", attach, py::arg("page"), py::arg("count"))
+        .def("skip_page", [](KvCache& cache) { use(cache, [&] { cache.skip_page(); }); })
+        .def(
+            "slide", [](KvCache& cache, int32_t window) { use(cache, [&] { cache.slide(window); }); },
+            py::arg("window"))
         .def("close", [](KvCache& cache) {
             if (!cache.closed()) use(cache, [&] { cache.close(); });
         });

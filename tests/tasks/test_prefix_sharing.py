@@ -15,7 +15,7 @@ from fastattn.api.causal_lm import CausalLM
 from fastattn.errors import ContextLengthError, DTypeError, InputError, ModelFormatError
 from fastattn.generation import scheduler
 from fastattn.generation.call import Call
-from fastattn.generation.prefix_tree import PrefixTree
+from fastattn.generation.prefix_tree import PrefixTree, first_seen
 from fastattn.generation.request import Request
 from tests.reference.checkpoints import write_gpt2
 from tests.tasks.test_engine import alone, assert_free
@@ -237,6 +237,10 @@ class FakeCache:
         self.pages: list[Any] = []
         self.length = 0
 
+    def skip_page(self) -> None:
+        self.pages.append(None)
+        self.length += 32
+
     def attach(self, page: Any, count: int) -> None:
         self.pages.append(page)
         self.length += count
@@ -245,41 +249,52 @@ class FakeCache:
         return index
 
 
-def test_the_tree_compares_tokens_and_counts_users() -> None:
-    """Random texts over two tokens: what is attached always has the same tokens, and nothing stays in use."""
-    tree, numbers = PrefixTree(32, 20), random.Random(3)
+@pytest.mark.parametrize("window", [0, 1, 40])
+def test_the_tree_compares_tokens_and_counts_users(window: int) -> None:
+    """Random texts over two tokens: what is attached always has the same tokens, and nothing stays in use.
+
+    With a window, every page that the next token sees is attached, and nodes before it are no longer in use.
+    """
+    tree, numbers = PrefixTree(32, 20, window), random.Random(3)
     owners: dict[int, list[int]] = {}
 
     class Page:
         def __init__(self, ids: list[int]) -> None:
             self.ids = ids
 
-    running: list[tuple[Any, Any, list[int]]] = []
+    running: list[tuple[Any, int, Any, list[int]]] = []
     for _ in range(3000):
         if running and numbers.random() < 0.5:
-            node, cache, ids = running.pop(numbers.randrange(len(running)))
+            node, n_unseen, cache, ids = running.pop(numbers.randrange(len(running)))
             fed = numbers.randint(cache.length, len(ids))
             cache.share_page = lambda index, ids=ids: Page(ids[index * 32 :])
-            tree.leave(tree.insert(node, cache, ids, fed, tail=numbers.random() < 0.7))
+            node = tree.insert(node, cache, ids, fed, tail=numbers.random() < 0.7)
+            if window and numbers.random() < 0.5:
+                first = min(first_seen(fed, window, 32), node.depth - 1)
+                tree.leave(node, n_unseen, first)
+                n_unseen = max(n_unseen, first)
+            tree.leave(node, n_unseen)
             continue
         ids = [numbers.randrange(2) if numbers.random() < 0.04 else 1 for _ in range(numbers.randint(1, 150))]
         cache: Any = FakeCache()
-        node = tree.extend(tree.root, cache, ids, len(ids) - 1)
+        node, n_unseen = tree.extend(tree.root(), cache, ids, len(ids) - 1)
+        assert n_unseen == 0 or n_unseen == min(first_seen(cache.length, window, 32), node.depth - 1)
         assert cache.length < len(ids)
         for i, page in enumerate(cache.pages):
             begin = 32 * i
             count = min(32, cache.length - begin)
-            assert page.ids[:count] == ids[begin : begin + count]
-        running.append((node, cache, ids))
+            assert (page is None) == (i < n_unseen)
+            assert page is None or page.ids[:count] == ids[begin : begin + count]
+        running.append((node, n_unseen, cache, ids))
         assert not owners
-    for node, cache, ids in running:
-        tree.leave(node)
+    for node, n_unseen, cache, ids in running:
+        tree.leave(node, n_unseen)
         assert cache.length < len(ids)
     assert tree.n_idle <= 20
     tree.clear()
     assert tree.n_idle == 0
-    assert not tree.root.children
-    assert not tree.root.heads
+    assert not tree.root().children
+    assert not tree.root().heads
 
 
 def test_a_prefix_that_is_canceled_pins_no_pages(lm: CausalLM) -> None:

@@ -231,7 +231,9 @@ class _Process:
 
     def __init__(self, executor: Executor, kv_bytes: int | None, idle_bytes: int) -> None:
         self.pid = os.getpid()
-        self.pages = PagePlan(executor, limit_bytes=kv_bytes, share=True, idle_bytes=idle_bytes)
+        self.pages = PagePlan(
+            executor, limit_bytes=kv_bytes, share=True, idle_bytes=idle_bytes, step_tokens=ALONE_TOKENS
+        )
         self.scheduler = Scheduler(executor, pages=self.pages, prompt_tokens=(ALONE_TOKENS, BESIDE_TOKENS))
         self.arrivals: deque[Call] = deque()
         self._jobs: deque[Callable[[], None]] = deque()

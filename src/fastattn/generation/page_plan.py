@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from fastattn.errors import InputError, OutOfMemory
-from fastattn.generation.prefix_tree import MIN_SHARED, PrefixTree, n_equal
+from fastattn.generation.prefix_tree import MIN_SHARED, PrefixTree, first_seen, n_equal
 from fastattn.generation.request import Request
 from fastattn.graph.executor import Executor, PagedCache, PagedExecutor
 
@@ -37,25 +37,34 @@ class PagePlan:
     """The pages of one executor. Executors without pages have no limit and share nothing.
 
     limit_bytes: for all pages; None: no limit. share: whether sequences share pages. idle_bytes: of pages that no
-    sequence uses.
+    sequence uses. step_tokens: the most tokens of a sequence that a step feeds.
+
+    If all layers have sliding windows, a sequence frees the pages that its later tokens do not see.
     """
 
     def __init__(
-        self, executor: Executor, *, limit_bytes: int | None = None, share: bool = False, idle_bytes: int = 0
+        self,
+        executor: Executor,
+        *,
+        limit_bytes: int | None = None,
+        share: bool = False,
+        idle_bytes: int = 0,
+        step_tokens: int = _MANY_STEPS,
     ) -> None:
         self._executor = executor
         self._paged = executor if isinstance(executor, PagedExecutor) else None
         self._planned = self._ignored = 0
         self.tree: PrefixTree | None = None
         self.limit: int | None = None
-        self._page_len = _MANY_STEPS
+        self._page_len, self._step_tokens = _MANY_STEPS, step_tokens
+        self._window = 0 if self._paged is None else executor.program.kv_window
         if self._paged is not None:
             self._page_len = self._paged.kv_page_len
             page_bytes = self._paged.kv_page_bytes
             if limit_bytes is not None and page_bytes:
                 self.limit = max(1, limit_bytes // page_bytes)
             if share and page_bytes:
-                self.tree = PrefixTree(self._page_len, idle_bytes // page_bytes)
+                self.tree = PrefixTree(self._page_len, idle_bytes // page_bytes, self._window)
 
     def use(self, executor: Executor) -> None:
         """Use another executor of the same model from now on."""
@@ -77,10 +86,16 @@ class PagePlan:
         """Return the number of pages of a sequence."""
         return -(-length // self._page_len)
 
+    def _most(self, request: Request, length: int) -> int:
+        """Return the most pages that a request has at a time until it has `length` tokens in its cache."""
+        if not self._window or request.pins:
+            return self.pages(length)
+        return min(self.pages(length), self.pages(self._window) + self.pages(self._step_tokens) + 1)
+
     def check(self, request: Request) -> None:
         """Raise OutOfMemory if all pages together are too few for a request."""
         length = request.prompt_len + request.max_new_tokens
-        most = self.pages(length if request.context is None else min(length, request.context))
+        most = self._most(request, length if request.context is None else min(length, request.context))
         beams = ""
         if request.search is not None:
             most = self._of_beams(request, [length] * request.n_sequences)
@@ -124,7 +139,7 @@ class PagePlan:
         """Return the pages of the request's tokens so far and the next one."""
         if request.search is not None:
             return self._of_beams(request, [length + 1 for length in request.search.lengths])
-        return self.pages(len(request.ids) - request.base + 1)
+        return self._most(request, len(request.ids) - request.base + 1)
 
     def steps_for(self, rows: Sequence[Request]) -> int:
         """Return how many steps of one token each have pages, including one that was reserved."""
@@ -160,7 +175,7 @@ class PagePlan:
 
     def start(self, request: Request) -> None:
         """Give a request an empty cache."""
-        request.cache, request.fed = self._executor.new_cache(request.adapter), 0
+        request.cache, request.fed, request.n_unseen = self._executor.new_cache(request.adapter), 0, 0
         shares = self.tree is not None and request.memory is None
         request.node = self.tree.root(request.adapter) if shares and self.tree is not None else None
         if request.memory is not None:
@@ -172,7 +187,10 @@ class PagePlan:
             return
         cache = cast("PagedCache", request.cache)
         ids = request.window
-        request.node = self.tree.extend(request.node, cache, ids, len(ids) - 1)
+        request.node, n_skipped = self.tree.extend(request.node, cache, ids, len(ids) - 1, whole=request.pins)
+        request.n_unseen += n_skipped
+        if n_skipped:
+            cache.slide(self._window)  # frees nothing; `truncate` then knows which pages it needs
         request.fed = cache.length
 
     def waits(self, request: Request, firsts: dict[tuple[int, bytes], Request]) -> bool:
@@ -205,7 +223,24 @@ class PagePlan:
         return at_page - request.fed if at_page > request.fed else count
 
     def share(self, request: Request) -> None:
-        """Add the pages that a step completed to the tree."""
+        """Add the pages that a step completed to the tree, and free those that later tokens do not see."""
+        self._share(request)
+        if self._window and not request.pins:
+            self._slide(request)
+
+    def _slide(self, request: Request) -> None:
+        for cache in (request.cache, *(beam.cache for beam in request.beams)):
+            if cache is not None:
+                cast("PagedCache", cache).slide(self._window)
+        if self.tree is None or request.node is None:
+            return
+        # The end stays in use: the sequence goes on from it.
+        first = min(first_seen(request.fed, self._window, self._page_len), request.node.depth - 1)
+        if first > request.n_unseen:
+            self.tree.leave(request.node, request.n_unseen, first)
+            request.n_unseen = first
+
+    def _share(self, request: Request) -> None:
         if self.tree is None or request.node is None or request.cache is None:
             return
         if request.fed - request.node.depth * self._page_len >= self._page_len:
@@ -224,7 +259,7 @@ class PagePlan:
                 self.tree.pin(request.pinned)
             request.close()
             request.node = None
-            self.tree.leave(node)
+            self.tree.leave(node, request.n_unseen)
         self.drop(request)
 
     def drop(self, request: Request) -> None:
@@ -232,8 +267,8 @@ class PagePlan:
         node, request.node = request.node, None
         request.close()
         if self.tree is not None and node is not None:
-            self.tree.leave(node)
-        request.fed, request.awaited = 0, False
+            self.tree.leave(node, request.n_unseen)
+        request.fed, request.n_unseen, request.awaited = 0, 0, False
 
     def recover(self) -> None:
         """Repair the tree after an interruption. No request may have a cache."""

@@ -80,10 +80,11 @@ class Request:
     # text, `window`, which begins at `base`.
     context: int | None = None
     base: int = 0
-    # State of the scheduler. node: the end of the pages that the cache shares with the prefix tree. awaited: another
-    # sequence waits for keys and values that this one computes. draws_in_core: False if the draw needs numpy, or after
-    # logits that are not finite.
+    # State of the scheduler. node: the end of the pages that the cache shares with the prefix tree. n_unseen: how many
+    # pages before it the cache has freed, because of sliding windows. awaited: another sequence waits for keys and
+    # values that this one computes. draws_in_core: False if the draw needs numpy, or after logits that are not finite.
     node: Node | None = None
+    n_unseen: int = 0
     # call: what it was submitted with. number: the order of its first admission. pins: keep its pages; `pinned` are
     # their nodes.
     awaited: bool = False
@@ -231,7 +232,7 @@ class Request:
     def forget_pages(self) -> None:
         """Free the cache; the next step starts from the first token."""
         self.close()
-        self.node, self.fed, self.awaited, self.proposed = None, 0, False, ()
+        self.node, self.fed, self.n_unseen, self.awaited, self.proposed = None, 0, 0, False, ()
 
     def close(self) -> None:
         if self.search is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from fastattn.generation.feed import highest_ids, log_softmax
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.prompts import LanguageModel, encode_prompt, need_tokenizer, read_prompts, start_id, vocab_size
 from fastattn.generation.scheduler import STEP_TOKENS
-from fastattn.graph.executor import Cache, Executor
+from fastattn.graph.executor import Cache, Executor, PagedCache, PagedExecutor
 from fastattn.graph.ir import Step
 from fastattn.graph.kinds import LoraAdapter
 from fastattn.models.outputs import ScoreOutput, SurprisalOutput
@@ -176,6 +176,7 @@ class _Run:
         self._executor = executor
         self._room = max(1, min(STEP_TOKENS, _ROW_BYTES // (4 * vocab)))
         self._last: Any = None
+        self._window = executor.program.kv_window if isinstance(executor, PagedExecutor) else 0
 
     def feed(self, cache: Cache, ids: Ids, position: int) -> None:
         """Feed ids, and remember the log-probabilities after the last of them."""
@@ -220,6 +221,9 @@ class _Run:
             caches=tuple(cache for cache, _, _ in parts),
         )
         logits: Any = self._executor.run(step, ["logits"])["logits"]
+        if self._window:
+            for cache, _, _ in parts:
+                cast("PagedCache", cache).slide(self._window)
         if np.isnan(logits).any() or np.isposinf(logits).any():
             raise NonFiniteError(
                 "logits: expected finite numbers or -inf, got NaN or +inf; `fastattn check` looks for such weights"

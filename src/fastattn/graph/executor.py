@@ -92,6 +92,15 @@ class PagedCache(Cache, Protocol):
     def attach(self, page: Any, count: int) -> None:
         """Append the first `count` positions of a page. The length must be a multiple of kv_page_len."""
 
+    def skip_page(self) -> None:
+        """Append a whole page that is missing, because no later query sees it."""
+
+    def slide(self, window: int) -> None:
+        """Free the pages that no query at `length` or later sees, if it sees `window` positions up to its own.
+
+        Raises InputError if a later `truncate` needs one of them.
+        """
+
 
 @runtime_checkable
 class PagedExecutor(Protocol):

@@ -93,6 +93,12 @@ class Program:
     causal: bool
     marks: Mapping[str, int] = field(default_factory=dict)  # values that `with_outputs` may turn into outputs
 
+    @property
+    def kv_window(self) -> int:
+        """The number of positions that a query sees, up to its own, in the layer where it sees most; 0: all of them."""
+        windows = [int(str(op.attrs["window"])) for op in self.ops if op.kind == "attention"]
+        return max(windows) if self.causal and windows and all(windows) else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
