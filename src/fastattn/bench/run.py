@@ -55,7 +55,8 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ModelBench:
-    """The measurements of one model. left_out: one line per library or workload that was not (fully) measured."""
+    """The measurements of one model. left_out: one line per library or workload that was not measured, or not
+    completely."""
 
     name: str
     path: Path
