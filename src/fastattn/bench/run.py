@@ -55,8 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ModelBench:
-    """The measurements of one model. left_out: one line per library or workload that was not measured, or not
-    completely."""
+    """The measurements of one model. left_out: one line per library or workload without complete measurements."""
 
     name: str
     path: Path

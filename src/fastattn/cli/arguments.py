@@ -73,8 +73,9 @@ def _add_chat(commands: _Commands) -> None:
     _add_model(parser, "a model's folder, GGUF file or hub id, with a chat template", required=True)
     add_flags(parser, LoadOptions, only=(*_OF_HEADS, *_OF_AUTO_CLASSES))
     _add_texts(parser, "a message; '-' reads one message per line from standard input")
-    parser.add_argument("--system", type=some_text("a text"), metavar="TEXT", help="a first message with the role
-    system")
+    parser.add_argument(
+        "--system", type=some_text("a text"), metavar="TEXT", help="a first message with the role system"
+    )
     add_flags(parser, GenerationOptions, without=_OF_TEXTS)
 
 
@@ -260,8 +261,7 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_quality(commands: _Commands) -> None:
-    parser = commands.add_parser("quality", help="measure the quality loss of bfloat16, int8 and int4 relative to
-    float32")
+    parser = commands.add_parser("quality", help="measure the quality loss of bfloat16, int8 and int4")
     _add_model_name(parser)
     _add_file(parser, "one text per line; '-' is standard input (default: a chapter of a novel)")
     parser.add_argument(
