@@ -6,7 +6,7 @@ MODEL is a folder with a GPT-2 checkpoint. The parts are
 
     overhead    the time of a token outside the C++ call of its step, for calls of 1 and 8 sequences
     throughput  64 threads with requests of mixed lengths, against the same requests in fixed batches of 8
-    latency     a short request alone, and beside 8 long ones
+    latency     a short request alone, and together with 8 long ones
     prefix      16 continuations of 500 equal tokens, with and without shared pages
     soak        good, bad and abandoned requests for --seconds; checks every result, memory and threads
 
@@ -126,7 +126,7 @@ def throughput(lm: Any, rounds: int) -> None:
 
 
 def latency(lm: Any, rounds: int) -> None:
-    """Measure a request of 16 + 16 tokens beside long ones, with prompts of 700 tokens or with 400 new tokens."""
+    """Measure a request of 16 + 16 tokens while long ones run, with prompts of 700 tokens or with 400 new tokens."""
 
     def short() -> float:
         return timed(lm.generate, prompt(16), max_new_tokens=16, eos_token_id=-1)

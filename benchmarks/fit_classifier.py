@@ -51,7 +51,7 @@ def read(path: Path, limit: int | None) -> tuple[Texts, list[int]]:
 
 
 class Peer:
-    """sentence-transformers' vectors and a logistic regression."""
+    """Vectors of sentence-transformers, and a logistic regression."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import torch

@@ -29,7 +29,7 @@ PROMPT, STEPS, ROWS, LENGTH = 32, 4, 4, 64
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`processes` with `models` models each and `threads` threads per core; `busy`: a neighbor on every core."""
+    """`processes` processes with `models` models each, `threads` threads per core; `busy`: a neighbor on every core."""
 
     name: str
     processes: int = 1

@@ -27,10 +27,11 @@ _KEYS = ("model", "normalize_embeddings", "dtype", "threads", "sha256")
 class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]  # an optional library
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
-    model: a folder or a hub id; None is the embedded demo model. normalize_embeddings: passed to `encode`. dtype,
+    model: a folder or a hub id; None is the demo model that ships with fastattn. normalize_embeddings: passed to
+    `encode`. dtype,
     threads: passed to `SentenceTransformer`. A collection stores these options and the SHA-256 of the model's files. If
     you import `fastattn.chromadb`, Chroma loads the model again when it opens the collection; ConfigError is raised if
-    its files have changed, because its vectors would not fit those of the collection.
+    its files have changed, because its vectors would not match those of the collection.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def open_raw(path: Path | str, flags: int, mode: str = "rb", *, dir_fd: int | No
 def replaced_file(target: Path) -> Iterator[BinaryIO]:
     """Yield a new file that replaces `target` at the end of the `with` block; an error leaves `target` unchanged.
 
-    Raises OSError that names `target`, not the unfinished file beside it.
+    Raises OSError that names `target`, not the unfinished file in the same folder.
     """
     # Random, because processes on several machines may write the same file.
     part = target.with_name(f".{target.name}.{os.urandom(8).hex()}.fastattn-part")

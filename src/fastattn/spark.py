@@ -33,7 +33,7 @@ _TYPES: Mapping[Kind, Any] = {
 
 
 def _with_cpus(work: TextWork) -> TextWork:
-    """Give a work the CPUs of a Spark task (spark.task.cpus)."""
+    """Set a work's threads to the CPUs of a Spark task (spark.task.cpus)."""
     context = pyspark.TaskContext.get()
     return work if work.threads is not None or context is None else replace(work, threads=max(1, context.cpus()))
 

@@ -1,4 +1,4 @@
-"""The model for the lm-evaluation-harness, inside the harness, beside its own model of transformers."""
+"""The model for the lm-evaluation-harness, compared inside the harness with its own transformers model."""
 
 from __future__ import annotations
 

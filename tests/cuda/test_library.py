@@ -86,7 +86,7 @@ def test_the_emulated_gpu_never_loads_the_real_library(
 
 
 def test_products_of_the_slow_kernel_are_counted(library: str, built: BuiltModel) -> None:
-    """All without the library; with it, those of matrices for which it has no algorithm."""
+    """Without the library, all products; with it, those of matrices for which it has no algorithm."""
     linears = [op for op in built.program.ops if op.kind == "linear"]
     odd = [op for op in linears if built.program.values[op.output].width % 2]
     assert CudaExecutor(built.program, built.tensors, library=False).built_in_products == len(linears)

@@ -193,7 +193,7 @@ def test_a_sequence_has_its_bits_whatever_the_batch(
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16"])
 def test_a_nan_stays_in_its_sequence(gpu: str, tmp_path: Path, rng: np.random.Generator, kv_dtype: str) -> None:
-    """The embedding of one token is NaN, and so is its column of the logits; the pages it leaves behind do no harm."""
+    """The embedding of one token is NaN, and so is its column of the logits; pages that it used do no harm later."""
     config = {**checkpoints.GPT2, **GPT2}
     tensors = checkpoints.gpt2_tensors(config)
     tensors["wte.weight"][130] = np.nan

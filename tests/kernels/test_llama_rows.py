@@ -47,7 +47,7 @@ def test_no_rows() -> None:
 
 
 def test_rms_norm_rows_are_separate() -> None:
-    """A NaN reaches its own row or group; beside an infinity, other elements are x / infinity."""
+    """A NaN reaches its own row or group; in a row with an infinity, other elements are x / infinity."""
     x, weight = random_array(1, 5, 600), random_array(2, 300)
     x[1, 299], x[3, 0] = np.nan, np.inf
     result = on_every_target(lambda target: kernels.rms_norm_f32(target, x, weight, eps=EPS))

@@ -124,7 +124,7 @@ def test_unsupported_options_are_named(family: str, options: dict[str, Any], key
 
 
 def test_both_spellings_of_rope() -> None:
-    """rope_scaling beside rope_theta, as transformers 4 wrote it, and rope_parameters of transformers 5."""
+    """rope_scaling next to rope_theta, as transformers 4 wrote it, and rope_parameters of transformers 5."""
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8}  # fmt: skip
     read: Any = FAMILIES["llama"].read_config

@@ -131,7 +131,7 @@ def test_outputs_equal_transformers(
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_rows_do_not_depend_on_the_batch(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    """A list of sequences gives lists, an array gives an array, and the bits of a row are those of the row alone."""
+    """A list of sequences gives lists, an array gives an array, and each row has the same bits as alone."""
     folder = write(name, tmp_path)
     batch = [rng.integers(2, 61, n).tolist() for n in (1, 7, 20, 3)]
     for dtype in ("float32", "int8"):

@@ -104,7 +104,7 @@ def test_a_large_wheel_is_found(tmp_path: Path) -> None:
 
 
 def test_the_wheels_that_were_built_pass() -> None:
-    """Those of `make wheels`, if it ran here."""
+    """The wheels of `make wheels` pass, if it ran here."""
     wheels = sorted((ROOT / "dist").glob("*.whl"))
     if not wheels:
         pytest.skip("`make wheels` has not run")

@@ -113,7 +113,7 @@ def test_subword_vectors_equal_gensim(name: str) -> None:
 
 
 def test_vectors_equal_fasttext() -> None:
-    """The library of fastText itself, also for the end of a sentence and for words that are not UTF-8."""
+    """Vectors equal those of fastText's library, also for the end of a sentence and for words that are not UTF-8."""
     library = pytest.importorskip("fasttext", reason="needs the package fasttext-wheel")
     _, data = load_gensim()
     for name in ("lee_fasttext_new.bin", "crime-and-punishment.bin"):

@@ -149,7 +149,7 @@ def test_inputs(model: fastattn.SentenceTransformer) -> None:
 
 
 def test_positions_of_arguments(model: fastattn.SentenceTransformer) -> None:
-    """They match those of sentence-transformers."""
+    """The arguments match those of sentence-transformers."""
     arguments = (
         TEXTS,
         None,

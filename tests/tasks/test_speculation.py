@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify whatever is proposed, whether it pays or not."""
+    """Verify every proposal, whether it saves time or not."""
 
     def all_of_them(payoff: Payoff, n_rows: int, offers: Sequence[Offer]) -> list[int]:
         return [offer.count for offer in offers]
@@ -317,7 +317,7 @@ def test_wrong_proposals_turn_themselves_off(lm: CausalLM, monkeypatch: pytest.M
 def test_functions_of_the_user_are_called_once_per_token(
     lm: CausalLM, eager: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A processor with a memory sees what it sees without speculation, also after wrong proposals."""
+    """A processor with state gets the same inputs as without speculation, even after wrong proposals."""
 
     def calls(**options: Any) -> tuple[GenerateOutput, list[list[int]]]:
         seen: list[list[int]] = []

@@ -117,7 +117,7 @@ def start(library: str, job: Job) -> Process:
 
 
 def convert_apart(library: str, job: Job, timeout: float) -> str | None:
-    """Convert a model in a separate process, because this may load more than running needs. Return why it fails."""
+    """Convert a model in a separate process, because it may load more than running needs. Return why it failed."""
     process = _process(library, job, "convert")
     try:
         return process.ask(timeout).get("error")

@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ModelBench:
-    """The measurements of one model. left_out: one line per library or workload that was not (fully) measured."""
+    """The measurements of one model. left_out: one line per library or workload without complete measurements."""
 
     name: str
     path: Path

@@ -96,7 +96,7 @@ class Service:
         return self.run(command)
 
     def run(self, command: Answer) -> Answer:
-        """Take samples for at least the given seconds; the first time, a warm-up sample is taken first and dropped."""
+        """Take samples for at least the given seconds; the first time, discard a warm-up sample."""
         if command["name"] not in self._warm:
             self.runner.sample(command)
             self._warm.add(command["name"])

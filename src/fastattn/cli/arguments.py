@@ -73,7 +73,9 @@ def _add_chat(commands: _Commands) -> None:
     _add_model(parser, "a model's folder, GGUF file or hub id, with a chat template", required=True)
     add_flags(parser, LoadOptions, only=(*_OF_HEADS, *_OF_AUTO_CLASSES))
     _add_texts(parser, "a message; '-' reads one message per line from standard input")
-    parser.add_argument("--system", type=some_text("a text"), metavar="TEXT", help="a first message of role system")
+    parser.add_argument(
+        "--system", type=some_text("a text"), metavar="TEXT", help="a first message with the role system"
+    )
     add_flags(parser, GenerationOptions, without=_OF_TEXTS)
 
 
@@ -248,7 +250,7 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=integer(1, INT32_MAX),
         metavar="N",
-        help="texts per step (default: 32); 1 prints each result before the next text is read",
+        help="texts per step (default: 32); with 1, each result is printed before the next text is read",
     )
     parser.add_argument(
         "--max-batch-tokens",
@@ -259,7 +261,7 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_quality(commands: _Commands) -> None:
-    parser = commands.add_parser("quality", help="measure what bfloat16, int8 and int4 lose compared with float32")
+    parser = commands.add_parser("quality", help="measure the quality loss of bfloat16, int8 and int4")
     _add_model_name(parser)
     _add_file(parser, "one text per line; '-' is standard input (default: a chapter of a novel)")
     parser.add_argument(
@@ -381,7 +383,7 @@ def _add_serve(commands: _Commands) -> None:
         "--kv-cache-bytes",
         type=integer(1),
         metavar="N",
-        help="bytes of keys and values of each language model (default: a quarter of the memory)",
+        help="bytes of keys and values of each language model (default: a quarter of what the process may use)",
     )
 
 

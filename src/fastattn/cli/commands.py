@@ -265,7 +265,7 @@ def results_of(
 
 
 def _with_location(error: FastattnError, waiting: Sequence[Text], n_done: int, cut: str = "") -> FastattnError:
-    """Return an error about one of the texts that names its location instead of the argument.
+    """Return the error about one of the texts; it names the text's location instead of the argument.
 
     waiting: the texts without a result; the first one is text n_done of the call. cut: what to do about a text that is
     too long.

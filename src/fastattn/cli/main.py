@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_process, interrupted = argv is None, False
     if own_process:
         streams.prepare()
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenized in one thread, beside the model
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread tokenizes while the model computes
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ class Answer(TypedDict):
 class Passage:
     """The context of a question, or a part of it, in the tokens of a sequence.
 
-    in_context: which tokens are of the context. known: which tokens share the probability: those of the context, and
+    in_context: which tokens belong to the context. known: which tokens the softmax covers: those of the context, and
     the one that stands for no answer. sequence: 0 or 1, the context's number.
     """
 
@@ -75,7 +75,7 @@ def best_spans(passage: Passage, start: Logits, end: Logits, top_k: int, max_ans
 
 
 def place_of_span(passage: Passage, span: Span, *, align: bool) -> Answer:
-    """Return the answer of a span; align: extended to whole words if the tokenizer knows them."""
+    """Return the answer for a span. align: extend it to whole words if the tokenizer knows them."""
     start, end = passage.encoding.offsets[span.first][0], passage.encoding.offsets[span.last][1]
     words = [passage.encoding.word_ids[token] for token in (span.first, span.last)]
     if align and words[0] is not None and words[1] is not None:

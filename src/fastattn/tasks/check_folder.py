@@ -103,8 +103,8 @@ class FolderReport:
 
     problems: why the folder does not load, or gives wrong results; empty if it is fine. warnings: what fastattn would
     log while loading. tasks: the main one, which `architectures` of config.json names, comes first.
-    sentence_transformer, cross_encoder, sparse_encoder, multi_vector_encoder: whether it is a folder of this class, and
-    loads. digests: names of the weight files whose SHA-256 was compared with a known one. tokenizer: its class and
+    sentence_transformer, cross_encoder, sparse_encoder, multi_vector_encoder: whether this class can load the folder.
+    digests: names of the weight files whose SHA-256 was compared with a known one. tokenizer: its class and
     number of tokens.
     """
 
@@ -142,7 +142,8 @@ def check_folder(
     """Check a model folder, GGUF file or hub id: headers, settings, tokenizer, digests, and that weights are finite.
 
     Reads every float weight once and needs memory for one tensor at a time; the numbers of a folder of `fastattn
-    quantize` are not checked. Nothing is executed. Problems are in the report. revision, cache_dir, local_files_only,
+    quantize` are not checked. Nothing is executed. Problems are reported, not raised.
+    revision, cache_dir, local_files_only,
     token: for hub ids.
     Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
     arguments.

@@ -30,8 +30,8 @@ __all__ = ["ClassifyTexts", "Columns", "EmbedTexts", "GenerateTexts", "TextWork"
 Kind: TypeAlias = Literal["vector", "text", "number"]
 Row: TypeAlias = "tuple[Any, ...] | str"  # the results of a text, or the message of its error
 Run: TypeAlias = Callable[[list[str]], Sequence[Row]]
-MAX_MODELS = 4  # loaded models of a process
-_SEED_BYTES = 6  # of seeds made from texts
+MAX_MODELS = 4  # models that a process keeps loaded
+_SEED_BYTES = 6  # size of a seed that is derived from a text
 _loading = threading.Lock()
 
 
@@ -48,9 +48,10 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class TextWork(ABC):
-    """What to compute for each text of a column. It is small, hashable, and a pickle of it has no weights.
+    """What to compute for each text of a column. The object is small and hashable, and its pickle has no weights.
 
-    model: a folder or a hub id; None is an embedded demo model. dtype, threads: as in `from_pretrained`; an engine's
+    model: a folder or a hub id; None is a demo model that ships with fastattn. dtype, threads: as in
+    `from_pretrained`; an engine's
     adapter replaces threads=None with the number of CPUs that the engine gives to a worker.
     """
 
@@ -171,8 +172,8 @@ class ClassifyTexts(TextWork):
 class GenerateTexts(TextWork):
     """The column `generated_text`: the new text after each prompt, as from `pipeline("text-generation")`.
 
-    Greedy without do_sample. With it, the random numbers of a prompt depend on `seed` and on the prompt only, so equal
-    prompts have equal texts, and it does not matter which worker computes them. temperature, top_k, top_p and
+    Greedy without do_sample. With it, the random numbers of a prompt depend on `seed` and on the prompt only, so
+    equal prompts get equal texts, whichever worker computes them. temperature, top_k, top_p and
     repetition_penalty: None is the default of the checkpoint or of the pipeline. max_batch_size: prompts that run
     together; it changes no result.
     """
@@ -271,7 +272,7 @@ def _rows(run: Run, items: Sequence[object]) -> list[Row]:
 
 
 def _checked(item: object) -> str | FastattnError:
-    """Return a text, or the error for what is not a text."""
+    """Return a text, or the error for a value that is not a text."""
     try:
         return check_text(item, "text")
     except FastattnError as error:

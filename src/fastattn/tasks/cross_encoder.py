@@ -50,9 +50,9 @@ _log = logging.getLogger("fastattn")
 class OldArgs(TypedDict, total=False):
     """Older names of arguments.
 
-    model_name, automodel_args, tokenizer_kwargs and tokenizer_args, config_args and default_activation_function: for
-    model_name_or_path, model_kwargs, processor_kwargs, config_kwargs and activation_fn. classifier_dropout changes
-    nothing.
+    model_name means model_name_or_path, automodel_args means model_kwargs, tokenizer_kwargs and tokenizer_args mean
+    processor_kwargs, config_args means config_kwargs, and default_activation_function means activation_fn.
+    classifier_dropout changes nothing.
     """
 
     model_name: str | Path | None
@@ -110,9 +110,9 @@ class CrossEncoder(TextModelBase):
         """Load a folder or a hub id; a name without an owner gets the owner "cross-encoder".
 
         num_labels: None is the number in config.json, or 1 if the model is not a classifier. max_length: the maximum
-        number of tokens of a pair. activation_fn: applied to the logits; None is that of the folder, else a sigmoid for
-        one label and no function for several. It is the name of a class of torch.nn ("Sigmoid", "Identity"), a torch
-        module, or a function that gets the logits of one pair, an array [1, num_labels], and returns its scores.
+        number of tokens of a pair. activation_fn: applied to the logits: the name of a class of torch.nn ("Sigmoid"), a
+        torch module, or a function that gets the logits of one pair, an array [1, num_labels], and returns its scores.
+        None uses the folder's function; without one, a sigmoid for one label and no function for several.
         prompts, model_kwargs, processor_kwargs, cache_folder, dtype, device, threads and the others: as in
         `SentenceTransformer`. config_kwargs: "num_labels" is used. keep_in_fp32_modules: changes nothing with float32.
         Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError, InputError, DTypeError.

@@ -24,15 +24,15 @@ from fastattn.models.ragged_step import ragged_step
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-_WORDS_AT_ONCE = 128  # a bound of the memory for the convolutions
+_WORDS_AT_ONCE = 128  # limits the memory for the convolutions
 Vectors = NDArray[np.float32]
 
 
 class ElmoEmbedder:
     """Embeds tokenized sentences with all layers of ELMo (Peters et al. 2018). The names are those of allennlp 0.9.
 
-    config: the options of the model. A sentence has the same bits in every batch: the state of the LSTMs begins with
-    zeros. allennlp continues with the state of the batch before.
+    config: the options of the model. The vectors of a sentence are the same in every batch, bit for bit, because the
+    LSTMs start each sentence with a state of zeros. allennlp starts with the state that the previous batch left.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class ElmoEmbedder:
     ) -> Vectors:
         """Return gamma times the weighted sum of the layers of one sentence, [n_tokens, 2 * projection_dim].
 
-        scalar_parameters: one number per layer; their softmax gives the weights. do_layer_norm: each layer is
-        normalized with its mean and variance over the sentence before. Raises InputError, DTypeError.
+        scalar_parameters: one number per layer; their softmax gives the weights. do_layer_norm: first normalize each
+        layer with its mean and variance over the sentence. Raises InputError, DTypeError.
         """
         check_flag("do_layer_norm", do_layer_norm)
         check_number("gamma", gamma)

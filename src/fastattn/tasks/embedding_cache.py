@@ -53,20 +53,21 @@ class CachedEncodeArgs(TypedDict, total=False):
 class EmbeddingCache:
     """A file with sentence embeddings. `encode` computes only the texts that it does not contain.
 
-    The vectors are those of `SentenceTransformer.encode`, bit for bit. A vector is found again if the text with its
+    The vectors are those of `SentenceTransformer.encode`, bit for bit. A stored vector is used if the text with its
     prompt, the files of the model, the tokenizer, the dtype, the device, the limits of the length and the version of
     fastattn are the same. The vectors are stored before they are cut and normalized: one entry serves every
     `truncate_dim`, `normalize_embeddings` and `precision`. The file contains no texts, only their SHA-256.
 
     Several threads and processes can use one file. misses: the texts that this object computed; hits: all other
-    texts, also those that occur again in one call.
+    texts, including repeated texts of one call.
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
         """Open or create the SQLite file. max_bytes: delete the least recently used vectors to stay below this size.
 
-        It is at least 262,144. SQLite needs up to a few megabytes more in files beside it, whose names end with -wal
-        and -shm. Raises CacheError for a damaged file and for a file of another program; DTypeError, InputError.
+        The minimum is 262,144. SQLite needs up to a few more megabytes for two temporary files in the same folder,
+        whose names end with -wal and -shm. Raises CacheError for a damaged file and for a file of another program;
+        DTypeError, InputError.
         """
         limit = None if max_bytes is None else check_count("max_bytes", max_bytes, low=_MIN_BYTES, high=2**62)
         self._store = Store(check_path("path", path), limit)

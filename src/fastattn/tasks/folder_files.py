@@ -32,7 +32,7 @@ class FileEntry:
     """A file of the folder.
 
     name: relative to the folder. size_bytes: None for something that is not a file, such as a broken link. used:
-    whether it is read. note: why not, or what is special.
+    whether fastattn reads it. note: why it is not read, or what is special about it.
     """
 
     name: str

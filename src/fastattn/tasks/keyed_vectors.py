@@ -56,7 +56,7 @@ class KeyedVectors(WordQueries):
         datatype: Any = np.float32,
         no_header: bool = False,
     ) -> Self:
-        """Read a file of word2vec, text or binary, a `.vec` file of fastText, or with `no_header` one of GloVe.
+        """Read a word2vec file (text or binary), a fastText `.vec` file, or with `no_header` a GloVe file.
 
         The file may be compressed with gzip. limit: read only the first words. In a text file, a word may contain
         spaces if the part after its last space is not a number. If a word occurs twice, its first vector is used, with
@@ -80,7 +80,7 @@ class KeyedVectors(WordQueries):
     def save_word2vec_format(
         self, fname: str | Path, fvocab: None = None, binary: bool = False, *, write_header: bool = True
     ) -> None:
-        """Write all words in order as a file of word2vec.
+        """Write all words in order as a word2vec file.
 
         Raises InputError for a word that the format cannot store, DTypeError, OSError.
         """
@@ -205,7 +205,7 @@ class FastTextKeyedVectors(KeyedVectors):
         return self.has_index_for(key) or (bool(self._ngrams) and isinstance(key, str))
 
     def get_vector(self, key: Key, norm: bool = False) -> Rows:
-        """Return the vector of a key [d], also of an unknown word. Raises UnknownKeyError without n-grams."""
+        """Return the vector of a key [d], even of an unknown word. Raises UnknownKeyError without n-grams."""
         if self.has_index_for(key) or not self._ngrams or not isinstance(key, str):
             return super().get_vector(key, norm)
         data = key.encode(self._encoding, "surrogatepass" if self._encoding == "utf-8" else "strict")

@@ -1,4 +1,4 @@
-"""The model of an adapter to another library: left out of pickles, and loaded again at the next use."""
+"""The model of an adapter to another library. Pickles omit it, and it is loaded again at the next use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LazyModel:
         return self._model
 
     def folder_or_id(self) -> str:
-        """Return what loads the model again: the absolute path of a folder, or a hub id."""
+        """Return the name that loads the model again: the absolute path of a folder, or a hub id."""
         named = self.options[0]
         if isinstance(named, str) and not Path(named).exists():
             return named
@@ -65,7 +65,7 @@ class LazyModel:
 class EncodeAdapter:
     """The options of adapters that pass texts to `SentenceTransformer.encode` and its two variants.
 
-    model: a folder, a hub id, or a SentenceTransformer; None is the embedded demo model. batch_size,
+    model: a folder, a hub id, or a SentenceTransformer; None is the demo model that ships with fastattn. batch_size,
     normalize_embeddings: passed to `encode`. dtype, threads: passed to `SentenceTransformer`. A pickle has no weights,
     only the model's path and the SHA-256 of its files. Raises what loading a SentenceTransformer raises.
     """

@@ -48,8 +48,9 @@ class SamplingArgs(TypedDict, total=False):
 
     temperature: 0 is greedy. stop: texts before which the answer ends. repeat_penalty: applies to the whole text.
     logits_processor: functions (input_ids int64 [n_tokens], scores float32 [vocab_size]) -> scores. stopping_criteria:
-    functions (input_ids int64 [n_tokens], None) -> bool. n: number of choices; best_of: number of texts that they are
-    chosen from. response_format: {"type": "json_object"}, with "schema" if the answer must match one, or OpenAI's
+    functions (input_ids int64 [n_tokens], None) -> bool. n: number of choices; best_of: number of texts from which
+    the choices are selected. response_format: {"type": "json_object"}, with "schema" if the answer must match one, or
+    OpenAI's
     {"type": "json_schema", "json_schema": {"schema": ...}}. grammar: text of a GBNF or Lark grammar.
     """
 
@@ -122,7 +123,7 @@ class Llm:
     ) -> Any:
         """Continue a text, or token ids.
 
-        max_tokens: None or 0 fills the context. logprobs: number of likeliest tokens that are listed with each token.
+        max_tokens: None or 0 fills the context. logprobs: how many of the likeliest tokens to list with each token.
         echo: whether the text, and its log-probabilities, begin with the prompt. stream=True returns an iterator over
         chunks of the same shape; each lists the tokens of its text. Returns {"id", "object": "text_completion",
         "created", "model", "choices": [{"text", "index", "logprobs", "finish_reason"}], "usage"}. Raises DTypeError,
@@ -358,7 +359,7 @@ def _errors_of(options: GenerationOptions) -> AbstractContextManager[None]:
 
 
 def _with_tokens(pieces: TextStream, n_prompt: int, *, wanted: bool) -> Iterator[tuple[str, Tokens]]:
-    """Yield each piece, and "" at the end, with the tokens since the last one if they are wanted."""
+    """Yield each piece, and "" at the end, with the tokens since the previous piece if the caller needs them."""
     n_listed = 0
     for piece in chain(pieces, ("",)):
         end = pieces.n_final_tokens if wanted else 0

@@ -27,7 +27,7 @@ SAME = (
     "seed", "best_of",
 )  # fmt: skip
 _KNOWN = (*SAME, *NAMES, "n", "logits_processor", "stopping_criteria", "response_format", "grammar")
-# Named by each call itself, for the hints in messages.
+# Each call names these arguments itself; listed here for the hints in messages.
 _OF_COMPLETION = ("prompt", "max_tokens", "logprobs", "echo", "stream")
 _OF_CHAT = ("messages", "max_tokens", "logprobs", "top_logprobs", "tools", "stream")
 _OURS = {

@@ -142,7 +142,7 @@ class MultiVectorEncoder(TextEncoder):
             _log.warning("%s: query_expansion: attend=false is not supported for queries: %s", path, why)
 
     def _register(self, prefixes: tuple[str, ...]) -> None:
-        """Make known markers such as "[Q] " special tokens, so each of them is one token, as in training."""
+        """Make known markers such as "[Q] " special tokens, so that each is one token, as in training."""
         vocabulary = self.tokenizer.get_vocab()
         found = []
         for value in prefixes:

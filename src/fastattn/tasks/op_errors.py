@@ -18,7 +18,8 @@ from fastattn.graph.ir import Op, Program, Step
 class OpError:
     """The largest error of an op's output, and the largest one that float32 rounding can cause.
 
-    error: infinite if the output has another shape, or a number that is not finite. position: of the op in the Program.
+    error: infinite if the output has another shape, or a number that is not finite. position: the op's index in the
+    Program.
     """
 
     op: Op

@@ -24,7 +24,8 @@ _WORK = "fastattn.work"
 def to_arrays(columns: Columns, work: TextWork) -> dict[str, Any]:
     """Return columns as arrays without None, so that their types do not depend on the rows.
 
-    Vectors are float32 [n, d] and numbers float64 [n], with NaN if failed. Labels, generated texts and errors are str
+    Vectors are float32 [n, d] and numbers float64 [n], with NaN for failed rows.
+    Labels, generated texts and errors are str
     [n] as objects, with "" for no label or no error.
     """
     found = {name: _array(columns.values[name], kind) for name, kind in work.outputs.items()}
@@ -40,7 +41,7 @@ def _array(values: Sequence[Any], kind: Kind) -> Any:
 
 
 def to_arrow(columns: Columns, work: TextWork) -> dict[str, Any]:
-    """Return columns as Arrow arrays, null if failed: list<float32>, float64 and string. Needs pyarrow."""
+    """Return columns as Arrow arrays, with null for failed rows: list<float32>, float64 and string. Needs pyarrow."""
     import pyarrow as pa
 
     types: dict[Kind, pa.DataType] = {"vector": pa.list_(pa.float32()), "number": pa.float64(), "text": pa.string()}
@@ -53,12 +54,14 @@ def write_part(
 ) -> bool:
     """Compute a part of a column and write it to a file, unless that file exists. Return whether it was written.
 
-    path: ends with .npz or .parquet; the latter needs pyarrow. texts: a function that returns them is only called if
-    they are needed. The file has the results and the error of each text, in order; .parquet also has the texts. It
-    appears with all its rows or not at all, even if the process is killed. Two workers may write one part: the last one
-    replaces the file with one that has equal results. The model's files are not compared. Raises ConfigError if the
-    file is from a different TextWork (model name, dtype or options), InputError for another suffix, OSError, and what
-    the work raises.
+    path: ends with .npz or .parquet; the latter needs pyarrow. texts: the texts, or a function that returns them and
+    is called only if the part must be computed. The file has the results and the error of each text, in order;
+    .parquet also has the texts.
+    It appears with all its rows or not at all, even if the process is killed. Two workers may write the same part; the
+    second file replaces the first and has equal results. An existing file may come from other files of the model:
+    they are not compared.
+    Raises ConfigError if the file is from a different TextWork (model name, dtype or options), InputError for another
+    suffix, OSError, and what the work raises.
     """
     target = check_path("path", path)
     if target.suffix not in (".npz", ".parquet"):

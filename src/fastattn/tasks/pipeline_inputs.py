@@ -43,7 +43,7 @@ class BatchArgs(TypedDict, total=False):
 
     batch_size: number of texts that run together (32). max_batch_tokens: number of tokens that run together; without
     batch_size, any number of texts. Texts of similar length share a step. show_progress_bar: None shows a bar on a
-    terminal if a call for a sequence takes long; True also elsewhere, and for an iterator.
+    terminal if a call for a sequence takes long; True always shows one, even for an iterator.
     """
 
     batch_size: int | None
@@ -122,7 +122,7 @@ def merge_kwargs(options: dict[str, Any], name: str) -> None:
 
 
 def read_texts(inputs: object, name: str) -> Source[str]:
-    """Return the texts of a str, a sequence or an iterator. Raises DTypeError, InputError."""
+    """Return the texts from a str, a sequence or an iterator. Raises DTypeError, InputError."""
     return read_source(inputs, name, _read_text)
 
 

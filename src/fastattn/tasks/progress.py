@@ -1,6 +1,6 @@
 """Progress bars on standard error.
 
-`show_progress_bar=None` has the default of the API that a call belongs to. In the API of sentence-transformers
+With `show_progress_bar=None`, the API that a call belongs to decides. In the API of sentence-transformers
 (`encode`, `predict`, `rank`), a bar appears if the level of the logger "fastattn" is INFO or DEBUG:
 `shown_by_log_level`. Elsewhere it appears on a terminal if the call takes long: `shown_on_terminal`.
 """
@@ -49,6 +49,6 @@ def progress_bar(
 
 def open_bar(**options: Any) -> Any:
     """Return a bar of tqdm."""
-    from tqdm.auto import tqdm  # not above: few calls show a bar, and the import takes long
+    from tqdm.auto import tqdm  # imported here, because few calls show a bar and the import is slow
 
     return tqdm(dynamic_ncols=True, **options)

@@ -136,7 +136,7 @@ def default_texts() -> list[str]:
 
 
 def find_task(directory: Path) -> Task:
-    """Return how to load a checkpoint: as a classifier, else a language model, else an encoder."""
+    """Return how to load a checkpoint: as a classifier if possible, else as a language model, else as an encoder."""
     with open_with_adapter(directory) as checkpoint:
         if checkpoint.quantized is not None:
             quantized = checkpoint.quantized.dtype

@@ -95,7 +95,8 @@ class QuestionAnsweringPipeline(Pipeline[QuestionAnswerer]):
     ) -> Any:
         """Return {"score", "start", "end", "answer"}: the answer is context[start:end].
 
-        inputs: {"question": ..., "context": ...}, or a sequence or iterator of those; data and X are old names of it.
+        inputs: {"question": ..., "context": ...}, or a sequence or iterator of those; data and X are old names of
+        this argument.
         Two str, inputs and second, are a question and its context. question and context: a str each instead, or
         sequences; one context may serve several questions. An iterator returns an iterator. Several questions return a
         list; as in transformers 4, a list of one question returns its result. top_k > 1 returns a list of answers for

@@ -1,4 +1,4 @@
-"""Greedy and beam search of a recurrent model for one source. It depends on that source alone."""
+"""Greedy and beam search of a recurrent model for one source. The result depends only on that source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = NDArray[np.floating[Any]]
 class Hypothesis:
     """Target ids so far, without the first one. logprob: their sum. state, feed: what the next step reads.
 
-    probs: for each id, the attention to the source's tokens in the step that gave it.
+    probs: for each id, the attention to the source's tokens in the step that produced it.
     """
 
     ids: tuple[int, ...]
@@ -41,7 +41,7 @@ class StepResult:
 
 
 class Search:
-    """The search for one source, as transformers does it: finished hypotheses compete with those that go on.
+    """The search for one source, as transformers does it: finished hypotheses compete with unfinished ones.
 
     live: the hypotheses that the next step reads, the best first; none at the end.
     """
@@ -63,7 +63,7 @@ class Search:
         candidates: list[tuple[float, int, int]] = []
         for i, (hypothesis, result) in enumerate(zip(self.live, results, strict=True)):
             logprobs = log_softmax(result.logits)
-            # The highest ones of each are enough; of equal ones, the lowest id.
+            # The highest scores of each hypothesis are enough. If scores are equal, the lowest id wins.
             highest = np.argsort(-logprobs, kind="stable")[: 2 * self._n]
             candidates += [(hypothesis.logprob + float(logprobs[j]), i, int(j)) for j in highest]
         candidates.sort(key=lambda found: (-found[0], found[1], found[2]))
@@ -85,7 +85,7 @@ class Search:
             self.live = []
 
     def _is_done(self) -> bool:
-        """Return whether no live hypothesis can be among the best, as far as their scores tell now."""
+        """Return whether no live hypothesis can still be among the best, judging by the current scores."""
         if not self.live or (self._n == 1 and self._finished):
             return True
         full = len(self._finished) >= self._n

@@ -36,7 +36,8 @@ class Seq2SeqOutput:
 
     sequences: target ids without eos_token_id. texts: the same as text; None without target_vocab.json. scores: sum of
     the log-probabilities, eos_token_id included, divided by length ** length_penalty. attentions: float32 [n_target,
-    n_source]: row i is what the decoder attended to when it gave id i, and adds up to 1. source_tokens, target_tokens:
+    n_source]: row i is the decoder's attention to the source when it produced id i; its sum is 1.
+    source_tokens, target_tokens:
     the labels of the columns and rows; ids as text without a vocabulary.
     """
 

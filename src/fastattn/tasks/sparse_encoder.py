@@ -88,7 +88,8 @@ class SparseEncoder(TextEncoder):
     ) -> None:
         """Load a folder or a hub id; a name without an owner gets the owner "sparse-encoder".
 
-        max_active_dims: keep only this many largest weights of each vector. similarity_fn_name: "dot" by default.
+        max_active_dims: keep only this many of the largest weights of each vector.
+        similarity_fn_name: "dot" by default.
         The others: as in `SentenceTransformer`. Raises ConfigError, ModelFormatError, ModelNotFoundError, HubError,
         InputError, DTypeError.
         """

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 256  # default, as in transformers
 TEMPERATURE = 0.7  # default, as in transformers
-_ROUNDS = 4  # the number of prompts of an iterator that are read together, in multiples of max_batch_size
+_ROUNDS = 4  # how many prompts of an iterator are read at once, in multiples of max_batch_size
 Prompt: TypeAlias = NDArray[np.int32]
 
 
@@ -110,7 +110,7 @@ _REFUSED: Mapping[str, Neutral] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """The checked arguments of a call. limits: all prompts in one step, because the scheduler has its own batches.
+    """The checked arguments of a call. limits: all prompts in one step, because the scheduler forms its own batches.
 
     of_chats: the arguments for chats only, without those that are None.
     """

@@ -163,12 +163,12 @@ def _read_words(inputs: Any) -> Source[list[str]]:
 
 
 def _is_one_text(inputs: Any) -> bool:
-    """Return whether a list has the words of one text. An empty list has no texts."""
+    """Return whether a list contains the words of one text. An empty list contains no text."""
     return isinstance(inputs, list) and bool(inputs) and not is_list_like(inputs[0])
 
 
 class _Job(Job["str | list[str]", list[Entity], list[Entity]]):
-    """The entities of each text; of a long one, those of its parts."""
+    """The entities of each text; a long text is read in parts."""
 
     def __init__(self, model: TokenClassifier, tokenizer: Tokenizer, call: _Call) -> None:
         self._model, self._tokenizer, self._call = model, tokenizer, call
@@ -235,7 +235,7 @@ class _Job(Job["str | list[str]", list[Entity], list[Entity]]):
             written = tokens.text[start:end]
             if marks_words:
                 continues = len(token) != len(written)
-            else:  # a token continues a word if there is no space before it, which fails at punctuation
+            else:  # a token continues a word if there is no space before it; this rule is wrong at punctuation
                 continues = start > 0 and " " not in tokens.text[start - 1 : start + 1]
             if int(part.ids[i]) == self._tokenizer.unk_token_id:
                 token, continues = written, False

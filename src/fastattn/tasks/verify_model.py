@@ -234,7 +234,7 @@ class Case:
             executor.close()
 
     def _same_bits(self, dtype: str, threads: int | None) -> bool:
-        """Return whether each text alone, on one thread, gives the bits that it has in the batch."""
+        """Return whether each text gives the same bits alone on one thread as in the batch."""
         together = self.run(dtype, threads)
         parts = [self.run(dtype, 1, read_model_batch(self.built.config, ids)) for ids in self.batch.ids]
         return all(

@@ -185,7 +185,7 @@ class _Job(Job[str, NDArray[np.float64], Classified]):
 
     def finish(self, item: str, reduced: list[NDArray[np.float64]]) -> Classified:
         labels, scores = self._call.labels, self._scores(np.stack(reduced))
-        order = np.argsort(scores, kind="stable")[::-1].tolist()  # as in transformers, ties are reversed
+        order = np.argsort(scores, kind="stable")[::-1].tolist()  # equal scores in reverse, as in transformers
         return Classified(sequence=item, labels=[labels[i] for i in order], scores=scores[order].tolist())
 
     def _scores(self, logits: NDArray[Any]) -> NDArray[np.float64]:

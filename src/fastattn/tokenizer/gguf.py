@@ -75,7 +75,7 @@ _ROLES: Mapping[str, tuple[str, ...]] = {
 
 
 class GgufFolder(Folder):
-    """The tokenizer files that stand for a GGUF file. Messages name the file itself."""
+    """The tokenizer files that represent a GGUF file. Messages name the file itself."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

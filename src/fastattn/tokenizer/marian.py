@@ -48,7 +48,7 @@ CLASS = TokenizerClass(
 
 @dataclass(frozen=True, slots=True)
 class MarianSteps:
-    """The steps of a Marian tokenizer that are written in Python. It pickles as its source files."""
+    """The steps of a Marian tokenizer that are written in Python. A pickle contains its source files."""
 
     directory: Path
     files: Mapping[str, bytes]

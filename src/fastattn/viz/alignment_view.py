@@ -22,7 +22,8 @@ def alignment(model: RecurrentSeq2Seq, source: Any, *, num_beams: int = 1, max_n
     """Show which tokens of the source the decoder attended to, for each token of the result (Bahdanau et al. 2015).
 
     source, num_beams, max_new_tokens: as in `RecurrentSeq2Seq.generate`, for one source. data: "source_tokens",
-    "target_tokens", and "attention" [n_target, n_source]: row i adds up to 1. Raises DTypeError, InputError, and what
+    "target_tokens", and "attention" [n_target, n_source]: the sum of row i is 1. Raises DTypeError, InputError, and
+    what
     `generate` raises.
     """
     if not isinstance(model, RecurrentSeq2Seq):

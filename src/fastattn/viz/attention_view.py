@@ -169,7 +169,7 @@ def _row_of(maps: Maps, i: int) -> str:
 
 
 def _words(maps: Maps, layer: int, head: int) -> str:
-    """Describe a map for somebody who does not see it: where most attention goes."""
+    """Describe a map for a screen reader: where most attention goes."""
     received = maps.probabilities[layer, head].mean(axis=0)
     best = np.argsort(-received, kind="stable")[:_TOP].tolist()
     shares = ", ".join(f"{maps.pieces[j].text} {percent(float(received[j]))}" for j in best)

@@ -14,7 +14,7 @@ _MOST = 60  # columns of a token
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """A token with a line below it. class_: its color; opacity: how strong it is."""
+    """A token with a line below it. class_: its color; opacity: the strength of the color."""
 
     text: str
     below: str

@@ -33,8 +33,8 @@ def embeddings(
     """Show texts on a map of two dimensions: the first two principal components of their vectors (Pearson 1901).
 
     model: a SentenceTransformer, a folder or a hub id, which encodes the texts; or the vectors [n_texts, width]
-    themselves, for example hidden states. labels: a name for each text; texts of one name have the same color and
-    shape. The map is deterministic: in each component, the largest coordinate is positive.
+    themselves, for example hidden states. labels: a name for each text; texts with the same name have the same color
+    and shape. The map is deterministic: in each component, the largest coordinate is positive.
 
     data: "texts", "labels" (None if there are none), "vectors" [n_texts, width], "points" float64 [n_texts, 2], and
     "explained" [2], the share of the variance along each axis. Raises DTypeError, InputError for fewer than two texts,

@@ -44,7 +44,7 @@ class Model:
         return out
 
     def decode(self, ids: Ids, n_new: int) -> tuple[Ids, float]:
-        """Run a plain greedy loop: transformers' generate() costs more."""
+        """Run a plain greedy loop, because transformers' generate() adds overhead."""
         with torch.inference_mode():
             out = self.model(torch.tensor(ids), use_cache=True, logits_to_keep=1)
             token = out.logits[:, -1].argmax(-1, keepdim=True)

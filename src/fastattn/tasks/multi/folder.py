@@ -42,7 +42,7 @@ _DEFAULT_LENGTH = 32
 class MultiVectorFolder:
     """The folder of a multi-vector model. path: the folder of the transformer.
 
-    prefixes: the markers of queries and documents that are one token each, in folders of PyLate.
+    prefixes: the markers of queries and documents in PyLate folders; each is one token.
     """
 
     path: Path

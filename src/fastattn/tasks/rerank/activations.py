@@ -81,7 +81,7 @@ def read_activation(name: str, value: object) -> Activation:
 
 
 def _is_default(module: Any) -> bool:
-    """Return whether a torch module has the default arguments, so that its class name says all about it."""
+    """Return whether a torch module has the default arguments, so its class name defines it completely."""
     kind = type(module)
     if kind.__name__ == "Softmax":
         return module.dim in (None, 1, -1)

@@ -63,7 +63,7 @@ def paraphrase_mining_embeddings(
     """Return the most similar pairs of vectors [n, d], [[score, i, j], ...] with i < j, the highest score first.
 
     A pair is found if one of its vectors is among the top_k neighbors of the other one. Equal scores are ordered by i,
-    then j, also where top_k or max_pairs cuts. max_pairs: the maximum number of pairs. score_function must be
+    then j, including at the limits top_k and max_pairs. max_pairs: the maximum number of pairs. score_function must be
     symmetric. query_chunk_size, corpus_chunk_size, score_function: as in `semantic_search`.
     Raises DTypeError, InputError, and NonFiniteError if a score is NaN or infinite.
     """

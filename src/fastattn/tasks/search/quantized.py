@@ -43,8 +43,8 @@ def semantic_search_quantized(
     `ranges` or calibration_embeddings of the corpus. The first score is the dot product of the codes ("float32",
     "int8", "uint8"; exact for integers), or minus the number of different bits ("binary", "ubinary"). With `rescore`,
     the best top_k * rescore_multiplier vectors are then sorted by the dot product of the float query and the vector
-    that the codes stand for (bits are 0 and 1), in float64. Queries that are quantized already, and a float32 corpus,
-    have no second pass. Equal scores are ordered by corpus_id. Chunks change no result.
+    that the codes stand for (bits are 0 and 1), in float64. There is no second pass if the queries are already
+    quantized or the corpus is float32. Equal scores are ordered by corpus_id. Chunks change no result.
     Raises DTypeError, InputError, NonFiniteError.
     """
     check_choice("corpus_precision", corpus_precision, PRECISIONS)

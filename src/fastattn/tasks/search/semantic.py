@@ -65,8 +65,8 @@ def semantic_search(
 
     Equal scores are ordered by corpus_id. score_function: cos_sim, dot_score, euclidean_sim or manhattan_sim, their
     names ("cosine", "dot", ...), or any function of [n_a, d] and [n_b, d] that returns scores [n_a, n_b].
-    query_chunk_size and corpus_chunk_size: the maximum number of vectors in one product. Memory is bounded: smaller
-    blocks are used if these would need more than some 16 MB. With the functions above, scores do not depend on them.
+    query_chunk_size and corpus_chunk_size: the maximum number of vectors in one product. Memory is bounded: blocks
+    are smaller if these sizes would need more than about 16 MB. With the functions above, scores do not depend on them.
     The corpus may be a memory map. Raises DTypeError, InputError, and NonFiniteError if a score is NaN or infinite.
     """
     queries, corpus = read_tables(query_embeddings, corpus_embeddings)

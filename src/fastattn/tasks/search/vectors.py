@@ -1,4 +1,4 @@
-"""Reads vectors from arrays, tensors and lists, and goes through large tables of them in blocks of bounded size."""
+"""Reads vectors from arrays, tensors and lists, and splits large tables into blocks of bounded size."""
 
 from __future__ import annotations
 

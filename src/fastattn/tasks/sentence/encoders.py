@@ -135,7 +135,7 @@ class StaticEmbedding:
         return f"StaticEmbedding({self.num_embeddings} vectors of width {self.embedding_dim})"
 
     def __copy__(self) -> Self:
-        """Return a module with the same vectors, which never change."""
+        """Return a module that shares the vectors, which never change."""
         found = object.__new__(type(self))
         found.__dict__.update(self.__dict__ | {"tokenizer": copy.copy(self.tokenizer)})
         return found

@@ -178,8 +178,8 @@ class EncodeMethods(ABC):
         convert_to_tensor: return torch tensors; torch must be imported. show_progress_bar: a bar on standard error;
         None shows it if the level of the logger "fastattn" is INFO or DEBUG. task: "query" or "document", as in
         `encode_query` and `encode_document`.
-        processing_kwargs: {"text": {"max_length": n, "truncation": True}} for this call. device must be the model's,
-        pool None; chunk_size changes nothing: one process uses all threads.
+        processing_kwargs: {"text": {"max_length": n, "truncation": True}} for this call. device must be the model's
+        own, and pool must be None. chunk_size changes nothing: one process uses all threads.
         Raises DTypeError, InputError, and NonFiniteError if a number is NaN or infinite.
         """
         check_keywords(unknown, _KEYWORDS, "encode")

@@ -24,8 +24,8 @@ class Features:
     """The features of a batch of texts.
 
     where: the name of each text in messages, such as "sentences[3]". prompt_len: number of tokens at the start of each
-    text that belong to the prompt, including the first special token. key_counts: number of first tokens of each text
-    that are attended to, None: all. tokens: name to one array [n_tokens, width] per
+    text that belong to the prompt, including the first special token. key_counts: for each text, how many of its
+    first tokens are attended to; None: all. tokens: name to one array [n_tokens, width] per
     text. sentences: name to float32 [n_texts, width].
     """
 

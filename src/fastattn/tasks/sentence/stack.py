@@ -195,7 +195,7 @@ def _plain_stack(path: Path, options: StackOptions) -> Stack:
 
 
 def _stack_of(start: InputModule, read_later: Callable[[], Sequence[Module]], where: Path) -> Stack:
-    """Create a Stack; if anything fails, close its first module, which is open."""
+    """Create a Stack; if that fails, close its first module."""
     try:
         return Stack(start, read_later(), where)
     except BaseException:

@@ -1,4 +1,4 @@
-"""What `SparseEncoder` and `MultiVectorEncoder` share: loading and prompts; with `CrossEncoder`: properties."""
+"""Base classes of `SparseEncoder` and `MultiVectorEncoder`, and of the properties of `CrossEncoder`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_load_args(
 
 
 class TextModelBase:
-    """What the classes over one TextModel share: its properties, its tokenizer, and closing."""
+    """The base of classes with one TextModel: its properties, its tokenizer, and closing."""
 
     _text: TextModel[Any]
     prompts: dict[str, str]

@@ -187,7 +187,8 @@ class TextModel(Generic[ModelType]):
 def read_token_ids(
     token_ids: Sequence[Sequence[int]], vocab_size: int, longest: float, where: Callable[[int], str]
 ) -> Encoded:
-    """Return a caller's token ids in the form of a tokenizer's, with token type 0. where: names for messages.
+    """Return a caller's token ids in the form that the tokenizer returns, with token type 0.
+    where: names for messages.
 
     Raises DTypeError, InputError, ContextLengthError.
     """

@@ -37,7 +37,7 @@ class SparseEmbedding:
         return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
 
     def as_object(self) -> dict[str, NDArray[Any]]:
-        """Return {"indices", "values"}, as vector databases take it."""
+        """Return {"indices", "values"}, the form that vector databases expect."""
         return {"indices": self.indices, "values": self.values}
 
 

@@ -1,4 +1,4 @@
-"""A table of words and vectors, as a file contains it."""
+"""A table of words and vectors, as stored in a file."""
 
 from __future__ import annotations
 
