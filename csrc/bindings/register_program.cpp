@@ -47,14 +47,29 @@ void load_packed(Engine& engine, const std::string& name, const std::string& use
     add_weight(engine, &Weights::add_packed, spec, loaded);
 }
 
+using MappedEntry = std::tuple<std::string, std::string, std::string, int64_t, int64_t, std::array<int64_t, 3>>;
+
+// entries: name, use, format, rows, columns, and where data, scales and sums begin in the file.
+void load_mapped(Engine& engine, int file, int64_t bytes, const std::vector<MappedEntry>& entries) {
+    const auto mapped = std::make_shared<const MappedFile>(file, bytes);
+    Engine::Running& running = engine.running();
+    const std::lock_guard lock(running.mutex);
+    for (const auto& [name, use, format, rows, columns, offsets] : entries) {
+        const NewWeight spec{
+            .name = name, .use = use_from(use), .format = format_from(format), .rows = rows, .columns = columns};
+        engine.weights().add_mapped(spec, mapped, offsets);
+    }
+}
+
 std::array<int64_t, 3> packed_sizes(const std::string& use, const std::string& format, int64_t rows, int64_t columns) {
     Weight weight;
     weight.use = use_from(use), weight.format = format_from(format), weight.rows = rows, weight.columns = columns;
     return bytes_of(weight, use);
 }
 
-// Returns copies of a weight's data, scales and sums (those that its format has) as bytes. A panel has one strip.
-py::list packed(Engine& engine, const std::string& name) {
+// Returns copies of a weight's data, scales and sums (those that its format has) as bytes. A panel has one strip, as in
+// files, or the strips of the active kernels.
+py::list packed(Engine& engine, const std::string& name, bool own_strips) {
     const Weight* weight = engine.weights().find(name);
     if (weight == nullptr) throw Error(ErrorKind::kInput, "weight " + name + " is not loaded");
     py::list arrays;
@@ -62,7 +77,7 @@ py::list packed(Engine& engine, const std::string& name) {
         if (buffer == &weight->data || buffer->bytes() > 0)
             arrays.append(py::array_t<uint8_t>(static_cast<py::ssize_t>(buffer->bytes()),
                                                reinterpret_cast<const uint8_t*>(buffer->data())));
-    if (weight->strip_columns != kPanelWidth) {
+    if (weight->strip_columns != kPanelWidth && !own_strips) {
         auto* data = static_cast<std::byte*>(arrays[0].cast<py::array>().mutable_data());
         const ops::Matrix matrix = weight->matrix();
         for (int64_t i = 0; i < matrix.count; ++i)
@@ -138,7 +153,8 @@ void register_engine(py::module_& m) {
              py::arg("transposed") = false)
         .def("load_packed", load_packed, py::arg("name"), py::arg("use"), py::arg("format"), py::arg("rows"),
              py::arg("columns"), py::arg("parts"))
-        .def("packed", packed, py::arg("name"))
+        .def("load_mapped", load_mapped, py::arg("file"), py::arg("bytes"), py::arg("entries"))
+        .def("packed", packed, py::arg("name"), py::arg("own_strips") = false)
         .def("cancel", [](Engine& engine) { engine.running().pool.cancel(); });
 
     m.def("packed_sizes", packed_sizes, py::arg("use"), py::arg("format"), py::arg("rows"), py::arg("columns"),

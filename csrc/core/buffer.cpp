@@ -17,9 +17,12 @@ namespace {
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
     const size_t mapped = bytes < kHugePage ? 0 : (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    data_ = {mapped > 0 ? map_pages(mapped) : allocate_aligned(bytes), Free{mapped}};
+    data_ = {mapped > 0 ? map_pages(mapped) : allocate_aligned(bytes), Free{mapped, nullptr}};
     if (data_ == nullptr) out_of_memory(bytes);
 }
+
+Buffer::Buffer(std::byte* data, size_t bytes, std::shared_ptr<const void> owner)
+    : data_(data, Free{0, std::move(owner)}), bytes_(bytes) {}
 
 void Buffer::grow(size_t bytes) {
     if (bytes_ >= bytes) return;
@@ -28,6 +31,7 @@ void Buffer::grow(size_t bytes) {
 }
 
 void Buffer::Free::operator()(std::byte* data) const {
+    if (owner != nullptr) return;
     if (mapped > 0)
         unmap_pages(data, mapped);
     else

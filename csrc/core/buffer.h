@@ -18,6 +18,9 @@ public:
     }
     explicit Buffer(size_t bytes);  // throws Error(kOutOfMemory) with the requested size
 
+    // `bytes` bytes at `data`, which `owner` keeps in memory. Nothing may write to them.
+    Buffer(std::byte* data, size_t bytes, std::shared_ptr<const void> owner);
+
     // Makes room for `bytes`. If the buffer is too small, frees it first; the contents are then lost.
     void grow(size_t bytes);
 
@@ -27,7 +30,8 @@ public:
 
 private:
     struct Free {
-        size_t mapped;  // bytes mapped; 0 for a small buffer from the heap
+        size_t mapped;                      // bytes mapped; 0 for a small buffer from the heap
+        std::shared_ptr<const void> owner;  // keeps the memory, which this buffer then does not free
         void operator()(std::byte* data) const;
     };
     std::unique_ptr<std::byte, Free> data_;

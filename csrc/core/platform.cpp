@@ -82,6 +82,10 @@ const DWORD loading_thread = GetCurrentThreadId();
 bool in_main_thread() {
     return GetCurrentThreadId() == loading_thread;
 }
+std::byte* map_file(int, size_t) {  // shared weights are only for Linux
+    errno = ENOSYS;
+    return nullptr;
+}
 int on_fork(void (*)(), void (*)(), void (*)()) {  // Windows has no fork
     return 0;
 }
@@ -114,6 +118,10 @@ std::byte* map_pages(size_t bytes) {
 }
 void unmap_pages(std::byte* pages, size_t bytes) {
     munmap(pages, bytes);
+}
+std::byte* map_file(int file, size_t bytes) {
+    void* const pages = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
+    return pages == MAP_FAILED ? nullptr : static_cast<std::byte*>(pages);
 }
 
 int64_t read_at(int file, void* out, size_t bytes, int64_t offset) {

@@ -16,6 +16,10 @@ inline constexpr size_t kHugePage = size_t{2} << 20;
 std::byte* map_pages(size_t bytes);
 void unmap_pages(std::byte* pages, size_t bytes);
 
+// Maps the first `bytes` bytes of a file for reading, shared with all processes that map it; `unmap_pages` ends that.
+// Null with errno set if the system refuses, or has no such files.
+std::byte* map_file(int file, size_t bytes);
+
 // Reads at most `bytes` bytes of a file at an offset: the number read, 0 at its end, or -1 with errno set.
 int64_t read_at(int file, void* out, size_t bytes, int64_t offset);
 

@@ -101,6 +101,10 @@ void allocate(Weight& weight, const std::string& name, const KernelTable& kernel
     weight.data = Buffer(static_cast<size_t>(data));
     weight.scales = Buffer(static_cast<size_t>(scales));
     weight.sums = Buffer(static_cast<size_t>(sums));
+    set_strips(weight, kernels);
+}
+
+void set_strips(Weight& weight, const KernelTable& kernels) {
     if (weight.use == WeightUse::kMatrix) weight.strip_columns = kernels.strip_columns[static_cast<int>(weight.format)];
 }
 

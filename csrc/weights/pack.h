@@ -14,6 +14,9 @@ std::array<int64_t, 3> bytes_of(const Weight& weight, const std::string& name);
 // Error(kOutOfMemory).
 void allocate(Weight& weight, const std::string& name, const KernelTable& kernels);
 
+// Sets the strips of a matrix to those of these kernels.
+void set_strips(Weight& weight, const KernelTable& kernels);
+
 // Copies one panel of a matrix and changes its strips from `from` to `to` columns.
 void change_strips(const Weight& weight, const std::byte* panel, std::byte* out, int64_t from, int64_t to);
 

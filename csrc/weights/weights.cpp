@@ -1,12 +1,14 @@
 #include "weights/weights.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "core/error.h"
+#include "core/platform.h"
 #include "kernels/kernels.h"
 #include "runtime/cpu.h"
 #include "weights/pack.h"
@@ -252,6 +254,36 @@ const Weight& Weights::add_packed(const NewWeight& spec, const WeightSources& so
     for (size_t i = 0; i < sources.size(); ++i)
         load_bytes(*sources[i], *buffers[i], i == 0 ? spec.format : Format::kFloat32, load);
     arrange_strips(*weight, load);
+    return insert(spec.name, std::move(weight));
+}
+
+MappedFile::MappedFile(int file, int64_t bytes)
+    : data_(bytes > 0 ? map_file(file, static_cast<size_t>(bytes)) : nullptr), bytes_(bytes) {
+    if (data_ == nullptr)
+        throw Error(ErrorKind::kConfig, "shared weights: could not map " + std::to_string(bytes) + " bytes, errno " +
+                                            std::to_string(errno));
+}
+
+MappedFile::~MappedFile() {
+    unmap_pages(data_, static_cast<size_t>(bytes_));
+}
+
+const Weight& Weights::add_mapped(const NewWeight& spec, const std::shared_ptr<const MappedFile>& file,
+                                  const std::array<int64_t, 3>& offsets) {
+    constexpr int64_t kLine = 64;
+    check_new(*this, spec.name);
+    auto weight = std::make_unique<Weight>();
+    weight->use = spec.use, weight->format = spec.format, weight->rows = spec.rows, weight->columns = spec.columns;
+    set_strips(*weight, active_kernels());
+    const std::array<int64_t, 3> sizes = bytes_of(*weight, spec.name);
+    Buffer* buffers[] = {&weight->data, &weight->scales, &weight->sums};
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        const int64_t begin = offsets[i], size = sizes[i];
+        if (begin < 0 || begin % kLine != 0 || size > file->bytes() || begin > file->bytes() - size)
+            throw Error(ErrorKind::kInput, "weight " + spec.name + ": expected bytes inside the shared weights, got " +
+                                               std::to_string(size) + " from byte " + std::to_string(begin) + " on");
+        if (size > 0) *buffers[i] = Buffer(file->data() + begin, static_cast<size_t>(size), file);
+    }
     return insert(spec.name, std::move(weight));
 }
 

@@ -2,6 +2,7 @@
 // from its source, converted and packed in one pass on the thread pool, so loading needs little more than the packed
 // model.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -45,6 +46,21 @@ struct NewWeight {
     int64_t rows = 0, columns = 0;  // only for add_packed; else the sources have them
 };
 
+// The bytes of an open file, mapped for reading.
+class MappedFile {
+public:
+    MappedFile(int file, int64_t bytes);  // throws Error(kConfig) if the system refuses
+    ~MappedFile();
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+    std::byte* data() const { return data_; }
+    int64_t bytes() const { return bytes_; }
+
+private:
+    std::byte* data_;
+    int64_t bytes_;
+};
+
 class Weights {
 public:
     const Weight* find(const std::string& name) const;
@@ -56,6 +72,10 @@ public:
     // place. Throws Error(kModelFormat) if their sizes do not fit.
     const Weight& add_packed(const NewWeight& spec, const WeightSources& sources, ThreadPool& pool,
                              const std::function<bool()>& poll);
+    // Uses the arrays of a weight in a mapped file, as `find` has them in a process with the same kernels: data, scales
+    // and sums at these offsets. Throws Error(kInput) if the name exists or the arrays are not inside the file.
+    const Weight& add_mapped(const NewWeight& spec, const std::shared_ptr<const MappedFile>& file,
+                             const std::array<int64_t, 3>& offsets);
     int64_t bytes() const;
 
     // Seconds to read every weight once, in order, on all threads: a lower bound for a decode step.

@@ -26,12 +26,15 @@ class RunArgs(TypedDict, total=False):
         threads=None.
     threads: number of CPU threads. None uses the CPUs of the process's affinity mask, limited by the CPU quota of
         its cgroup.
+    share_weights: on Linux, map packed weights that all processes of this user on this machine share, if they load the
+        same files with the same options. The first one packs them.
     """
 
     dtype: Any
     kv_dtype: Any
     device: Any
     threads: int | None
+    share_weights: bool
 
 
 class HubArgs(TypedDict, total=False):

@@ -84,6 +84,10 @@ class LoadOptions:
     )
     verify: str | Mapping[str, str] | None = option(None, lambda _, value, device: _verify(value))
     check_finite: bool = option(False, lambda name, value, device: check_flag(name, value))
+    share_weights: bool = option(
+        False,
+        lambda name, value, device: _share_weights(name, value, device),
+    )
     adapter: str | None = option(
         None,
         lambda name, value, device: None if value is None else str(check_path(name, value)),
@@ -265,6 +269,13 @@ def _threads(value: Any, device: str) -> int | None:
         raise InputError(f"threads: expected None on cuda, got {found}")
     if device == "numpy":
         _log.warning("threads: ignored on device numpy, got %d", found)
+    return found
+
+
+def _share_weights(name: str, value: Any, device: str) -> bool:
+    found = False if value is None else check_flag(name, value)
+    if found and device != "cpu":
+        raise InputError(f"{name}: expected False on {device}, got True")
     return found
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastattn.api.load_options import HubOptions, LoadOptions
 from fastattn.api.reload import Origin, stamp_files
@@ -30,6 +30,9 @@ from fastattn.models.adapters import adapter_of, open_with_adapter
 from fastattn.models.registry import BuiltModel, build, warn_of_unused
 from fastattn.models.tasks import GENERATING, Task
 
+if TYPE_CHECKING:
+    from fastattn.executors.cpu import Sharing
+
 _log = logging.getLogger("fastattn")
 
 
@@ -43,11 +46,12 @@ def load_executor(
     kv_dtype: str | None = None,
     head_dtype: str | None = None,
     packed: Mapping[str, PackedWeight] | None = None,
+    sharing: Sharing | None = None,
 ) -> Executor:
     """Return the device's executor with its weights loaded.
 
     sources: the source of every part of the Program's weights. packed: the weights of a quantized directory, used
-    instead of `sources`.
+    instead of `sources`. sharing: which weights processes share; only for the CPU.
     """
     if device == "numpy":
         from fastattn.executors.numpy_executor import NumpyExecutor
@@ -60,7 +64,14 @@ def load_executor(
     from fastattn.executors.cpu import CpuExecutor
 
     return CpuExecutor(
-        program, sources, dtype=dtype, kv_dtype=kv_dtype, head_dtype=head_dtype, packed=packed, threads=threads
+        program,
+        sources,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        head_dtype=head_dtype,
+        packed=packed,
+        threads=threads,
+        sharing=sharing,
     )
 
 
@@ -159,6 +170,7 @@ def _load_opened(
         packed=None if quantized is None else quantized.weights,
         device=options.device,
         threads=options.threads,
+        sharing=_sharing(checkpoint, origin, task) if options.share_weights else None,
     )
     try:
         checkpoint.check_unchanged()
@@ -168,6 +180,23 @@ def _load_opened(
         executor.close()
         raise
     return built, executor, origin
+
+
+def _sharing(checkpoint: Checkpoint, origin: Origin, task: Task) -> Sharing:
+    """Return what determines the packed weights: the files as they are now, and the options that change numbers."""
+    from fastattn.executors.cpu import Sharing
+
+    options = origin.options
+    key = {
+        "task": task,
+        "directory": str(origin.directory),
+        "files": {name: None if stamp is None else astuple(stamp) for name, stamp in origin.stamps.items()},
+        "dtype": options.dtype,
+        "head_dtype": options.head_dtype,
+        "overrides": dict(options.overrides),
+        "adapter": options.adapter,
+    }
+    return Sharing(key, checkpoint.check_unchanged)
 
 
 def _say_requantized(checkpoint: Checkpoint, options: LoadOptions) -> None:

@@ -385,6 +385,12 @@ def _add_serve(commands: _Commands) -> None:
         metavar="N",
         help="bytes of keys and values of each language model (default: a quarter of what the process may use)",
     )
+    parser.add_argument(
+        "--share-weights",
+        action="store_const",
+        const=True,
+        help="share one copy of packed weights with other processes of this user (Linux)",
+    )
 
 
 def _add_completion(commands: _Commands) -> None:

@@ -33,5 +33,9 @@ def serve(args: argparse.Namespace) -> int:
     for name in ("adapters", "cors_origins", "allowed_hosts"):
         flags[name] = tuple(flags[name] or ())
     options = read_settings(flags, os.environ, config=args.config)
-    load = {**given_options(LoadOptions, args), "kv_cache_bytes": args.kv_cache_bytes}
+    load = {
+        **given_options(LoadOptions, args),
+        "kv_cache_bytes": args.kv_cache_bytes,
+        "share_weights": args.share_weights,
+    }
     return run(options, load, os.environ, version=__version__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastattn.checkpoint.quantized import PackedWeight
 from fastattn.checkpoint.source import WeightSource, matrix_shape
 from fastattn.errors import ConfigError, InputError
 from fastattn.executors.core_executor import CoreExecutor, spec_of
+from fastattn.executors.shared_weights import Entry, SharedWeights, share
 from fastattn.executors.sources import CoreParts
 from fastattn.formats import KV_DTYPES, default_kv_dtype
 from fastattn.graph.ir import Program, Weight
@@ -36,11 +38,22 @@ def info() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Which weights processes share. key and check: as in `shared_weights.share`."""
+
+    key: Mapping[str, Any]
+    check: Callable[[], None]
+
+
 class CpuExecutor(CoreExecutor):
     """Runs a Program in C++. One call runs a step on all threads with the GIL released.
 
     sources: the source of every part of its weights, unless `packed` has the weights of a quantized checkpoint.
+    sharing: map the weights that another process packed, or pack them for others; None: memory of its own.
     """
+
+    _shared: SharedWeights | None = None
 
     def __init__(
         self,
@@ -52,6 +65,7 @@ class CpuExecutor(CoreExecutor):
         head_dtype: str | None = None,
         packed: Mapping[str, PackedWeight] | None = None,
         threads: int | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._module, self._program, self._dtype = _core, program, dtype
         self._kv_dtype = default_kv_dtype(dtype) if kv_dtype is None else kv_dtype
@@ -60,10 +74,19 @@ class CpuExecutor(CoreExecutor):
         self._engine = _core.Engine(_core.default_threads() if threads is None else threads)
         if packed is None:
             self._formats = weight_formats(program, dtype, head_dtype)
-            _load(self._engine, program.weights, sources, self._formats)
         else:
             self._formats = {name: weight.form for name, weight in packed.items()}
-            _load_packed(self._engine, program.weights, packed)
+
+        def load(engine: _core.Engine, weights: Mapping[str, Weight]) -> None:
+            if packed is None:
+                _load(engine, weights, sources, self._formats)
+            else:
+                _load_packed(engine, weights, packed)
+
+        if sharing is None:
+            load(self._engine, program.weights)
+        else:
+            self._shared = _share(sharing, program, self._formats, self._engine, load)
         self._executor = self._new_executor(program)
 
     @property
@@ -85,6 +108,27 @@ class CpuExecutor(CoreExecutor):
 
     def _new_executor(self, program: Program) -> _core.Executor:
         return _core.Executor(self._engine, spec_of(program, self._kv_dtype))
+
+
+_Load = Callable[[_core.Engine, Mapping[str, Weight]], None]
+
+
+def _share(
+    sharing: Sharing, program: Program, formats: Mapping[str, str], engine: _core.Engine, load: _Load
+) -> SharedWeights:
+    """Map shared weights into an engine. They are packed one by one, if no other process has them."""
+
+    def pack() -> Iterator[tuple[str, Entry, list[NDArray[np.uint8]]]]:
+        for name, weight in program.weights.items():
+            alone = _core.Engine(engine.threads)
+            load(alone, {name: weight})
+            entry = (weight.use, formats[name], *matrix_shape(weight.shape), (0, 0, 0))
+            yield name, entry, alone.packed(name, True)
+
+    shapes = {name: [weight.use, formats[name], weight.shape] for name, weight in program.weights.items()}
+    found = share({**sharing.key, "weights": shapes}, pack, sharing.check)
+    found.map_into(engine)
+    return found
 
 
 def _load(

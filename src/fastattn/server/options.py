@@ -12,7 +12,7 @@ from fastattn.options import Choice, Count, Flag, Number, Text, check_fields, op
 
 Kind: TypeAlias = Literal["generate", "embed", "sparse", "classify", "rerank"]
 KINDS: tuple[Kind, ...] = ("generate", "embed", "sparse", "classify", "rerank")
-LOAD_NAMES = ("dtype", "threads", "device", "kv_dtype", "head_dtype", "kv_cache_bytes")
+LOAD_NAMES = ("dtype", "threads", "device", "kv_dtype", "head_dtype", "kv_cache_bytes", "share_weights")
 _DAY = 86400.0
 
 

@@ -47,6 +47,8 @@ class ElmoEmbedder:
         Raises ModelNotFoundError, ConfigError, ModelFormatError, InputError, DTypeError.
         """
         load, _ = read_load_options(dict(options))
+        if load.share_weights:
+            raise InputError("share_weights: expected False for ELMo, got True")
         if load.kv_dtype is not None:
             raise InputError(f"kv_dtype: expected None, because ELMo has no attention, got {quote(load.kv_dtype)}")
         check_device(load)

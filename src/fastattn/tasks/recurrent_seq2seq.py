@@ -69,6 +69,8 @@ class RecurrentSeq2Seq:
         ModelFormatError, InputError, DTypeError.
         """
         load, _ = read_options(dict(options))
+        if load.share_weights:
+            raise InputError("share_weights: expected False for a recurrent model, got True")
         if load.kv_dtype is not None:
             raise InputError(f"kv_dtype: expected None for a recurrent model, got {quote(load.kv_dtype)}")
         check_device(load)
