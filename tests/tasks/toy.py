@@ -65,7 +65,7 @@ class ToyExecutor:
         seed = zlib.crc32(np.array(ids, np.int32).tobytes())
         return np.random.default_rng(seed).normal(size=self.program.values[0].width) * 3
 
-    def new_cache(self) -> ToyCache:
+    def new_cache(self, adapter: object = None) -> ToyCache:
         return ToyCache(self)
 
     def run(self, step: Step, outputs: Sequence[str] | None = None) -> dict[str, Any]:
