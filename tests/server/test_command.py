@@ -26,7 +26,6 @@ from tests.server.live import WAIT
 from tests.server.test_limits import eventually
 
 
-
 class Command:
     """A server process. lines: its log."""
 
