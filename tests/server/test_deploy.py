@@ -52,3 +52,12 @@ def test_the_image() -> None:
     assert read_settings({}, variables).host == "0.0.0.0"
     assert 'ENTRYPOINT ["fastattn", "serve"]' in text
     assert re.search(r"127\.0\.0\.1:8000(/\w+)", text)[1] in ROUTES  # type: ignore[index]
+
+
+def test_keys_are_not_sent_to_the_builder() -> None:
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    found = documents("compose.yaml")[0]
+    outside = [secret["file"] for secret in found["secrets"].values()]
+    outside += [volume.partition(":")[0] for volume in found["services"]["fastattn"]["volumes"] if "../" in volume]
+    assert outside
+    assert {path.removeprefix("../") for path in outside} <= set(ignored)

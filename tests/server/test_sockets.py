@@ -194,6 +194,17 @@ def test_a_request_that_is_no_http_or_has_huge_headers(served: Served, request_b
             client.sendall(request_bytes)
         data = received(client)
     assert data == b"" or status_of(data) in (400, 431)
+    if data:
+        error = json.loads(data.partition(b"\r\n\r\n")[2])["error"]
+        assert error if isinstance(error, str) else error["code"] == "invalid_http"
+
+
+def test_the_error_for_bytes_that_are_no_http(server: Live) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET /health\r\n\r\n")
+        data = received(client)
+    assert status_of(data) == 400
+    assert json.loads(data.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
 def test_a_client_that_closes_its_half(server: Live) -> None:
@@ -210,8 +221,22 @@ def test_too_many_connections(served: Served) -> None:
         held = [server.connect() for _ in range(45)]
         try:
             with server.connect() as client:
-                client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-                assert status_of(received(client)) == 503
+                client.sendall(b"GET /v1/models HTTP/1.1
+host: localhost
+connection: close
+
+")
+                data = received(client)
+            assert status_of(data) == 503
+            head, _, body = data.partition(b"
+
+")
+            assert json.loads(body)["error"]["code"] == "too_many_connections"
+            assert b"
+retry-after: 5
+" in head
+            assert b"
+connection: close" in head.lower()
         finally:
             for one in held:
                 one.close()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fastattn import _core
 from fastattn.errors import ConfigError
+from fastattn.files import read_at
 
 _LINE = 64  # alignment of arrays
 _MOST_HEAD_BYTES = 64 << 20
@@ -138,10 +139,10 @@ def _open_sealed(path: str, digest: str) -> int:
 def _opened(folder: Path, digest: str, descriptor: int) -> SharedWeights:
     """Read what a sealed memfd contains, and note this process's descriptor of it."""
     size = os.fstat(descriptor).st_size
-    length = int.from_bytes(os.pread(descriptor, 8, size - 8), "little")
+    length = int.from_bytes(read_at(descriptor, 8, size - 8), "little")
     if not 0 < length <= min(size - 8, _MOST_HEAD_BYTES):
         raise ConfigError(f"share_weights: expected a table of at most {_MOST_HEAD_BYTES} bytes, got {length}")
-    table = json.loads(os.pread(descriptor, length, size - 8 - length))
+    table = json.loads(read_at(descriptor, length, size - 8 - length))
     entries = {name: (*entry[:4], tuple(entry[4])) for name, entry in table.items()}
     note = folder / f"{digest}-{os.getpid()}-{descriptor}"
     note.touch(mode=0o600)

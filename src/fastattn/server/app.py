@@ -20,11 +20,12 @@ from fastattn.server.generation import Generation
 from fastattn.server.metrics import Metrics
 from fastattn.server.models import Models
 from fastattn.server.options import ServeOptions, is_loopback
-from fastattn.server.problems import ClientGone, Problem, problem_of, unprocessable
+from fastattn.server.problems import ClientGone, Problem, Shape, problem_of, unprocessable
 
 _Result = TypeVar("_Result")
 MAX_HEADER_BYTES = 32 << 10
 _LAST_EVENT_S = 1.0  # to send the reason why a stream ends
+_RETRY = {"retry-after": "5"}
 _OPEN = ("/health", "/live", "/")  # routes that need no key
 
 
@@ -64,8 +65,7 @@ class App:
         """Answer one request."""
         if scope["type"] != "http":
             raise ValueError(f"expected an HTTP request, got {scope['type']}")
-        path = scope["path"]
-        exchange = Exchange(scope, receive, send, "openai" if path.startswith("/v1/") else "tei")
+        exchange = Exchange(scope, receive, send, _shape_of(scope["path"]))
         exchange.closes = self.draining
         reason = ""
         try:
@@ -80,6 +80,15 @@ class App:
                 raise
         finally:
             self._record(exchange, reason)
+        await exchange.linger(self.options.body_timeout_s)
+
+    async def refuse(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request on a connection that is one too many, and close the connection."""
+        exchange = Exchange(scope, receive, send, _shape_of(scope["path"]))
+        exchange.closes = True
+        problem = Problem(503, "too many connections; try again later", None, "too_many_connections", _RETRY)
+        reason = await self._fail(exchange, problem)
+        self._record(exchange, reason)
         await exchange.linger(self.options.body_timeout_s)
 
     def _find(self, exchange: Exchange) -> Callable[[App, Exchange], Awaitable[None]]:
@@ -249,8 +258,12 @@ class App:
         self.models.close()
 
 
+def _shape_of(path: str) -> Shape:
+    return "openai" if path.startswith("/v1/") else "tei"
+
+
 def _shutting_down() -> Problem:
-    return Problem(503, "the server is shutting down", None, "shutting_down", {"retry-after": "5"})
+    return Problem(503, "the server is shutting down", None, "shutting_down", _RETRY)
 
 
 async def _call(handler: Callable[[App, Exchange], Awaitable[None]], app: App, exchange: Exchange) -> None:

@@ -1,26 +1,37 @@
-"""uvicorn's HTTP protocol with a time limit for the headers of a request, which uvicorn does not have."""
+"""uvicorn's HTTP protocol with what uvicorn lacks: a time limit for headers, and errors in the server's shape."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fastattn.server.exchange import to_json
+from fastattn.server.problems import Problem
+
+_NOT_HTTP = Problem(400, "expected an HTTP request, got other bytes", None, "invalid_http")
 
 
 class BoundedProtocol(H11Protocol):
     """Closes a connection whose request line and headers are not complete in time.
 
     The time begins with the connection, or with the first byte after a response. While a connection is idle after a
-    response, uvicorn's keep-alive timeout applies.
+    response, uvicorn's keep-alive timeout applies. overload: the application that answers on connections beyond
+    `max_connections`; it must close them.
     """
 
     header_timeout_s: ClassVar[float] = 10.0
+    max_connections: ClassVar[int] = 1024
+    overload: ClassVar[Any] = None
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self.access_log = False  # its lines have the whole path; the application logs requests
+        if len(self.connections) > self.max_connections:
+            self.app = self.overload
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -33,6 +44,14 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:  # instead of uvicorn's plain text
+        body = to_json(_NOT_HTTP.body("openai"))
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        response = h11.Response(status_code=_NOT_HTTP.status, headers=headers, reason=b"Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _has_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

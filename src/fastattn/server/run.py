@@ -92,7 +92,12 @@ async def _drain(app: App, server: uvicorn.Server) -> None:
 def config_of(app: App) -> uvicorn.Config:
     """Return uvicorn's settings."""
     options = app.options
-    protocol = type("Protocol", (BoundedProtocol,), {"header_timeout_s": options.header_timeout_s})
+    settings = {
+        "header_timeout_s": options.header_timeout_s,
+        "max_connections": options.max_connections,
+        "overload": staticmethod(app.refuse),
+    }
+    protocol = type("Protocol", (BoundedProtocol,), settings)
     return uvicorn.Config(
         app.asgi,
         http=protocol,
@@ -103,7 +108,6 @@ def config_of(app: App) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=options.max_connections,
         timeout_keep_alive=options.keep_alive_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
