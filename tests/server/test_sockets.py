@@ -221,22 +221,13 @@ def test_too_many_connections(served: Served) -> None:
         held = [server.connect() for _ in range(45)]
         try:
             with server.connect() as client:
-                client.sendall(b"GET /v1/models HTTP/1.1
-host: localhost
-connection: close
-
-")
+                client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
                 data = received(client)
             assert status_of(data) == 503
-            head, _, body = data.partition(b"
-
-")
+            head, _, body = data.partition(b"\r\n\r\n")
             assert json.loads(body)["error"]["code"] == "too_many_connections"
-            assert b"
-retry-after: 5
-" in head
-            assert b"
-connection: close" in head.lower()
+            assert b"\r\nretry-after: 5\r\n" in head
+            assert b"\r\nconnection: close" in head.lower()
         finally:
             for one in held:
                 one.close()
