@@ -28,10 +28,9 @@ class FastattnEmbeddingFunction(EmbeddingFunction):  # type: ignore[misc]  # an 
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
     model: a folder or a hub id; None is the demo model that ships with fastattn. normalize_embeddings: passed to
-    `encode`. dtype,
-    threads: passed to `SentenceTransformer`. A collection stores these options and the SHA-256 of the model's files. If
-    you import `fastattn.chromadb`, Chroma loads the model again when it opens the collection; ConfigError is raised if
-    its files have changed, because its vectors would not match those of the collection.
+    `encode`. dtype, threads: passed to `SentenceTransformer`. A collection stores these options and the SHA-256 of the
+    model's files. If you import `fastattn.chromadb`, Chroma loads the model again when it opens the collection. It
+    raises ConfigError if the files have changed, because the vectors would not match those of the collection.
     """
 
     def __init__(

@@ -23,8 +23,7 @@ class FastattnEmbedding(BaseEmbedding):  # type: ignore[misc]  # an optional lib
     """Computes vectors with `SentenceTransformer.encode_document` and `encode_query`.
 
     model_name: a folder or a hub id; None is the demo model that ships with fastattn. embed_batch_size: the number of
-    texts that
-    LlamaIndex passes in one call. normalize_embeddings: passed to `encode`. dtype, threads: passed to
+    texts that LlamaIndex passes in one call. normalize_embeddings: passed to `encode`. dtype, threads: passed to
     `SentenceTransformer`. A pickle has no weights, only the model's path and the SHA-256 of its files.
     """
 

@@ -111,7 +111,7 @@ def test_an_answer_longer_than_a_pipe() -> None:
 
 
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
-    """Also while it is stopped, when it would not notice the end of its standard input."""
+    """This holds for a stopped worker too, which could not notice the end of its standard input."""
     code = (
         "import sys, time\n"
         "from fastattn.bench.process import Process, command_of\n"

@@ -106,7 +106,7 @@ def test_an_executor_is_made_during_a_step(folder: Path) -> None:
 
 
 def test_a_child_forked_during_a_step(folder: Path) -> None:
-    """It gets an error at once. In it, the lock of the step stays locked."""
+    """The child gets an error at once, because the lock of the step stays locked in it."""
     assert run(FORKED_CHILD, folder) == ["True"] * 4 + ["0"]
 
 

@@ -186,7 +186,7 @@ def test_digests(tmp_path: Path) -> None:
 
 
 def test_names_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As long as a file system allows, and with a line break."""
+    """Names are as long as a file system allows, and have a line break."""
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(GPT2))

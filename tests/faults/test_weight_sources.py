@@ -105,7 +105,7 @@ def test_the_engine_stays_usable(fault: str) -> None:
 
 
 def test_a_function_that_loads_into_its_own_engine() -> None:
-    """It would wait for itself."""
+    """Such a function would wait for itself, so it gets an error."""
     engine = _core.Engine(2)
 
     def compute(begin: int, end: int) -> NDArray[np.float32]:

@@ -83,7 +83,7 @@ PARTIAL: dict[str, tuple[tuple[str, ...], bool]] = {
 
 @pytest.mark.parametrize("case", PARTIAL)
 def test_a_part_of_a_model_in_the_cache(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as from another program, or from an interrupted download."""
+    """Another program or an interrupted download can leave such a part."""
     import huggingface_hub
 
     folder = tmp_path / "snapshot"

@@ -106,7 +106,7 @@ def test_null_is_refused_or_the_default_as_in_transformers(family: str) -> None:
 
 @pytest.mark.parametrize("key", ["layer_norm_type", "pack_qkv", "position_embedding_type", "rope_theta", "hidden_size"])
 def test_null_in_a_config_of_remote_code(key: str) -> None:
-    """Its code fails with None, or for pack_qkv uses other weights."""
+    """The remote code fails with None, or for pack_qkv uses other weights."""
     base = {**SIZES, "position_embedding_type": "rope", "rope_theta": 10000.0, "pack_qkv": True}
     FAMILIES["new"].read_config({**base, "model_type": "new"})
     with pytest.raises(ConfigError, match=key):

@@ -75,7 +75,7 @@ def test_this_checkout_states_one_version() -> None:
 
 
 def test_two_builds_of_the_sdist_are_equal(tmp_path: Path) -> None:
-    """Even at another time, in another folder and with other times of files."""
+    """The time, the folder and the times of the files do not matter."""
     pytest.importorskip("scikit_build_core", reason="builds with the build tools of this environment")
     hashes = []
     for name in ("a", "b"):

@@ -177,7 +177,7 @@ for format in ("bfloat16", "int8", "int4"):
 
 
 def test_packed_bytes_do_not_depend_on_the_target() -> None:
-    """So a quantized directory loads on every machine, whatever layout its kernels use in memory."""
+    """A quantized directory loads on every machine, because the layout in memory does not affect its bytes."""
     printed = printed_on_targets(PACK)
     expected = printed["scalar"]
     assert set(expected[1::2]) == {"True"}

@@ -93,7 +93,7 @@ def test_generate(gpt2: Path) -> None:
     ids=" ".join,
 )
 def test_an_empty_word_is_not_an_option_left_out(arguments: tuple[str, ...]) -> None:
-    """Such as from an unset shell variable: neither the demo model nor a traceback."""
+    """An unset shell variable gives such a word. The command uses no demo model and prints no traceback."""
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert ": argument -" in done.stderr

@@ -111,7 +111,7 @@ def test_plain_output_has_one_line_per_text(name: str) -> None:
 
 @pytest.mark.torch
 def test_rows_are_those_of_sentence_transformers(tmp_path: Path) -> None:
-    """Also the row of the empty text."""
+    """The row of the empty text is equal too."""
     import torch
     from sentence_transformers import SentenceTransformer
 

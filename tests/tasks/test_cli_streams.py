@@ -187,7 +187,7 @@ def test_every_write_may_fail(
 
 
 def test_a_missing_stream_of_this_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As with pythonw, or in a service."""
+    """sys.stdout is None under pythonw, and in some services."""
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["info"]) == 1
     assert capsys.readouterr().err == CLOSED_OUT

@@ -277,7 +277,7 @@ def test_a_paused_stream_does_not_block_others(folder: Path) -> None:
 
 
 def test_a_request_that_another_thread_leads_is_cancelled_within_a_step(lm: CausalLM) -> None:
-    """Its pages are free while the leader goes on."""
+    """The pages of the request are free while the leader continues."""
     started, seen = threading.Event(), []
 
     def long() -> None:

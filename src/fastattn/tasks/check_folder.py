@@ -143,8 +143,7 @@ def check_folder(
 
     Reads every float weight once and needs memory for one tensor at a time; the numbers of a folder of `fastattn
     quantize` are not checked. Nothing is executed. Problems are reported, not raised.
-    revision, cache_dir, local_files_only,
-    token: for hub ids.
+    revision, cache_dir, local_files_only, token: for hub ids.
     Raises ModelNotFoundError and HubError for a folder that does not exist, InputError and DTypeError for the
     arguments.
     """

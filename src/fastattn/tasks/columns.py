@@ -51,8 +51,8 @@ class TextWork(ABC):
     """What to compute for each text of a column. The object is small and hashable, and its pickle has no weights.
 
     model: a folder or a hub id; None is a demo model that ships with fastattn. dtype, threads: as in
-    `from_pretrained`; an engine's
-    adapter replaces threads=None with the number of CPUs that the engine gives to a worker.
+    `from_pretrained`; an engine's adapter replaces threads=None with the number of CPUs that the engine gives to a
+    worker.
     """
 
     model: str | None = None

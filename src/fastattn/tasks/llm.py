@@ -50,8 +50,7 @@ class SamplingArgs(TypedDict, total=False):
     logits_processor: functions (input_ids int64 [n_tokens], scores float32 [vocab_size]) -> scores. stopping_criteria:
     functions (input_ids int64 [n_tokens], None) -> bool. n: number of choices; best_of: number of texts from which
     the choices are selected. response_format: {"type": "json_object"}, with "schema" if the answer must match one, or
-    OpenAI's
-    {"type": "json_schema", "json_schema": {"schema": ...}}. grammar: text of a GBNF or Lark grammar.
+    OpenAI's {"type": "json_schema", "json_schema": {"schema": ...}}. grammar: text of a GBNF or Lark grammar.
     """
 
     temperature: float | None

@@ -23,8 +23,7 @@ def alignment(model: RecurrentSeq2Seq, source: Any, *, num_beams: int = 1, max_n
 
     source, num_beams, max_new_tokens: as in `RecurrentSeq2Seq.generate`, for one source. data: "source_tokens",
     "target_tokens", and "attention" [n_target, n_source]: the sum of row i is 1. Raises DTypeError, InputError, and
-    what
-    `generate` raises.
+    what `generate` raises.
     """
     if not isinstance(model, RecurrentSeq2Seq):
         raise DTypeError(f"model: expected a RecurrentSeq2Seq, got {quote(type(model).__name__)}")
