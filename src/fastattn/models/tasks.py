@@ -97,7 +97,7 @@ TASKS: Mapping[Task, TaskEntry] = {
         heads=("cls.predictions.",),
         architecture="ForPreTraining",
     ),
-    "seq2seq-lm": TaskEntry(auto_class="AutoModelForSeq2SeqLM", pipeline=None, output="logits"),
+    "seq2seq-lm": TaskEntry(auto_class="AutoModelForSeq2SeqLM", pipeline="text2text-generation", output="logits"),
     "encoder": TaskEntry(auto_class="AutoModel", pipeline="feature-extraction", output="last_hidden_state"),
 }
 GENERATING: tuple[Task, ...] = ("causal-lm", "seq2seq-lm")  # tasks whose models generate tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastattn.api.heads import MaskedLM, QuestionAnswerer, TokenClassifier
 from fastattn.api.load_args import LoadArgs
 from fastattn.api.load_keywords import check_unused
 from fastattn.api.model import Model
+from fastattn.api.seq2seq_lm import Seq2SeqLM
 from fastattn.checks import Neutral, check_choice, check_flag, check_keywords, check_neutral, check_path, quote
 from fastattn.errors import DTypeError, InputError
 from fastattn.models.tasks import Task
@@ -23,6 +25,12 @@ from fastattn.tasks.feature_extraction import FeatureExtractionArgs, FeatureExtr
 from fastattn.tasks.fill_mask import Filling, FillMaskArgs, FillMaskPipeline
 from fastattn.tasks.pipeline_base import Pipeline, check_model
 from fastattn.tasks.question_answering import QuestionAnsweringArgs, QuestionAnsweringPipeline
+from fastattn.tasks.text2text import (
+    SummarizationPipeline,
+    Text2TextArgs,
+    Text2TextGenerationPipeline,
+    TranslationPipeline,
+)
 from fastattn.tasks.text_classification import Prediction, TextClassificationArgs, TextClassificationPipeline
 from fastattn.tasks.text_generation import TextGenerationArgs, TextGenerationPipeline
 from fastattn.tasks.token_classification import TokenClassificationArgs, TokenClassificationPipeline
@@ -40,9 +48,12 @@ __all__ = [
     "Pipeline",
     "Prediction",
     "QuestionAnsweringPipeline",
+    "SummarizationPipeline",
+    "Text2TextGenerationPipeline",
     "TextClassificationPipeline",
     "TextGenerationPipeline",
     "TokenClassificationPipeline",
+    "TranslationPipeline",
     "ZeroShotClassificationPipeline",
     "pipeline",
 ]
@@ -84,6 +95,10 @@ class TokenClassificationPipelineArgs(PipelineLoadArgs, TokenClassificationArgs,
 
 class QuestionAnsweringPipelineArgs(PipelineLoadArgs, QuestionAnsweringArgs, total=False):
     """Keyword arguments of pipeline("question-answering")."""
+
+
+class Text2TextPipelineArgs(PipelineLoadArgs, Text2TextArgs, total=False):
+    """Keyword arguments of pipeline("text2text-generation"), pipeline("summarization") and pipeline("translation")."""
 
 
 class ZeroShotPipelineArgs(PipelineLoadArgs, ZeroShotArgs, total=False):
@@ -132,11 +147,24 @@ def pipeline(
     model: str | Path | SequenceClassifier,
     **options: Unpack[ZeroShotPipelineArgs],
 ) -> ZeroShotClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["text2text-generation"], model: str | Path | Seq2SeqLM, **options: Unpack[Text2TextPipelineArgs]
+) -> Text2TextGenerationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["summarization"], model: str | Path | Seq2SeqLM, **options: Unpack[Text2TextPipelineArgs]
+) -> SummarizationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["translation"], model: str | Path | Seq2SeqLM, **options: Unpack[Text2TextPipelineArgs]
+) -> TranslationPipeline: ...
 def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """Create a callable for a task.
 
     task: "text-generation", "text-classification" (or "sentiment-analysis"), "feature-extraction", "fill-mask",
-    "token-classification" (or "ner"), "question-answering" or "zero-shot-classification".
+    "token-classification" (or "ner"), "question-answering", "zero-shot-classification", "text2text-generation",
+    "summarization", or "translation" (also "translation_XX_to_YY", for the languages of the model).
     model: a folder, a hub id, a loaded model, or None for the small demo model that ships with fastattn,
     which exists for the first three tasks. options: those for loading (see `PipelineLoadArgs`), and default arguments
     for the calls. Other keywords of transformers are accepted if their values change nothing. `close` or a `with` block
@@ -145,8 +173,11 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """
     if task is None:
         raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}, got None")
-    entry = PIPELINES[check_choice("task", task, TASKS)]
+    named = isinstance(task, str) and re.fullmatch(r"translation_[^_]+_to_[^_]+", task) is not None
+    entry = PIPELINES["translation" if named else check_choice("task", task, TASKS)]
     loading, defaults = _split(options, entry)
+    if named:
+        defaults["task_name"] = task
     if model is None:
         if entry.demo is None:
             raise InputError(f"model: expected a folder, a hub id or a loaded model for {task}, got None")
@@ -197,6 +228,9 @@ PIPELINES: Mapping[str, _Entry] = {
     "zero-shot-classification": _Entry(ZeroShotClassificationPipeline, "sequence-classification", None, ZeroShotArgs),
     "question-answering": _Entry(QuestionAnsweringPipeline, "question-answering", None, QuestionAnsweringArgs),
     "fill-mask": _Entry(FillMaskPipeline, "masked-lm", None, FillMaskArgs),
+    "text2text-generation": _Entry(Text2TextGenerationPipeline, "seq2seq-lm", None, Text2TextArgs),
+    "summarization": _Entry(SummarizationPipeline, "seq2seq-lm", None, Text2TextArgs),
+    "translation": _Entry(TranslationPipeline, "seq2seq-lm", None, Text2TextArgs),
 }
 TASKS = tuple(PIPELINES)
 _LOAD_NAMES = tuple(PipelineLoadArgs.__annotations__)
@@ -232,7 +266,7 @@ def _split(options: Mapping[str, Any], entry: _Entry) -> tuple[dict[str, Any], d
         if name in loading:
             raise InputError(f"{quote(name)}: expected one value, got one as a keyword and one in model_kwargs")
         loading[name] = value
-    if entry.pipeline is not TextGenerationPipeline:  # it checks its many options itself
+    if not issubclass(entry.pipeline, (TextGenerationPipeline, Text2TextGenerationPipeline)):  # they check them all
         check_keywords(given, (*entry.call_args.__annotations__, *_LOAD_NAMES), f"pipeline({entry.pipeline.task!r})")
     return loading, given
 
