@@ -226,8 +226,10 @@ void StepMemory::place_sequences(const StepInput& step, const Layout& layout) {
     }
     by_length_.resize(n);
     std::iota(by_length_.begin(), by_length_.end(), 0);
-    std::stable_sort(by_length_.begin(), by_length_.end(),
-                     [&](int32_t a, int32_t b) { return step.length(a) > step.length(b); });
+    // Not stable_sort, which allocates memory, and hides it if there is none.
+    std::sort(by_length_.begin(), by_length_.end(), [&](int32_t a, int32_t b) {
+        return step.length(a) != step.length(b) ? step.length(a) > step.length(b) : a < b;
+    });
     query_tokens_[static_cast<int>(Gather::kWanted)] = step.wanted;
     query_tokens_[static_cast<int>(Gather::kFirst)] = first_tokens_.data();
     query_tokens_[static_cast<int>(Gather::kLast)] = last_tokens_.data();

@@ -65,5 +65,6 @@ def test_a_quantized_folder_and_plain_ops_give_the_same_bits(name: str, task: Ta
 
 
 def test_every_family_is_here() -> None:
+    """Those with an encoder and a decoder are in tests/models/test_seq2seq.py."""
     families = [variant.family for variant in VARIANTS.values()]
-    assert all(family in families for family in FAMILIES.values())
+    assert all(family in families for family in FAMILIES.values() if family.tasks != ("seq2seq-lm",))

@@ -290,7 +290,7 @@ def test_shared_pages_have_only_drawn_tokens(lm: CausalLM, eager: None, monkeypa
         return 1 + sum(check(child, ids) for child in node.children.values())
 
     def walk(pages: Any) -> int:
-        return check(pages.tree.root, [])
+        return check(pages.tree.root(), [])
 
     assert lm.engine.run(walk) > len(RAGGED)
     # Texts that begin with the shared pages are the same as alone.

@@ -134,9 +134,9 @@ class CausalLM(GeneratingModel):
         output = CausalLMOutput(results.wanted("logits"), results.hidden_states(), results.attentions())
         return finish_output(output, return_dict)
 
-    def new_cache(self) -> Cache:
-        """Return an empty KV cache for one sequence, for `executor.run`."""
-        return self.executor.new_cache()
+    def new_cache(self, adapter: LoraAdapter | None = None) -> Cache:
+        """Return an empty KV cache for one sequence, for `executor.run`; adapter: from `find_adapter`."""
+        return self.executor.new_cache(adapter)
 
     @property
     def stepping(self) -> Executor:

@@ -26,15 +26,12 @@ class RunArgs(TypedDict, total=False):
         threads=None.
     threads: number of CPU threads. None uses the CPUs of the process's affinity mask, limited by the CPU quota of
         its cgroup.
-    share_weights: on Linux, map packed weights that all processes of this user on this machine share, if they load the
-        same files with the same options. The first one packs them.
     """
 
     dtype: Any
     kv_dtype: Any
     device: Any
     threads: int | None
-    share_weights: bool
 
 
 class HubArgs(TypedDict, total=False):
@@ -61,6 +58,8 @@ class LoadArgs(RunArgs, HubArgs, total=False):
     verify: "sha256" compares the weight files with the SHA256SUMS file next to them or with the names of the hub's
         blobs. A mapping gives the digests by file name.
     check_finite: reject NaN and infinity in the weights of a float checkpoint.
+    share_weights: on Linux, map packed weights that all processes of this user on this machine share, if they load the
+        same files with the same options. The first one packs them.
     subfolder: a folder inside the repository or the local folder.
     gguf_file: the GGUF file to load, inside the repository or the local folder.
     adapter: a LoRA adapter that peft wrote: a folder or hub id. It is added to the weights while they load. None: the
@@ -72,6 +71,7 @@ class LoadArgs(RunArgs, HubArgs, total=False):
     kv_cache_bytes: int | None
     verify: Literal["sha256"] | Mapping[str, str] | None
     check_finite: bool | None
+    share_weights: bool | None
     subfolder: str | None
     gguf_file: str | None
     adapter: str | os.PathLike[str] | None
