@@ -242,7 +242,7 @@ def test_run_writes_arrays_as_lists(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def refusals() -> Iterator[tuple[list[str], int, str]]:
-    yield ["translation", "-p", "a"], 1, "TASK: expected one of"
+    yield ["image-classification", "-p", "a"], 1, "TASK: expected one of"
     yield ["fill-mask", "-p", "a"], 1, "model: expected a folder, a hub id or a loaded model for fill-mask"
     yield ["text-classification", "-p", "a", "--set", "top_k"], 2, "argument --set: expected NAME=VALUE, got 'top_k'"
     yield ["text-classification", "-p", "a", "--set", "topk=1"], 1, "unknown keyword 'topk'; did you mean 'top_k'"

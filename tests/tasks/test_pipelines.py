@@ -127,7 +127,7 @@ def test_classification_refuses(bert_folder: Path, gpt2_folder: Path) -> None:
     with pytest.raises(InputError, match="text_pair"):
         classifier({"text": "a", "other": "b"})
     with pytest.raises(InputError, match="task: expected one of"):
-        fastattn.pipeline("translation", bert_folder)  # type: ignore[call-overload]
+        fastattn.pipeline("image-classification", bert_folder)  # type: ignore[call-overload]
     with pytest.raises(DTypeError, match="model: expected a path, a hub id or a loaded CausalLM, got SequenceCl"):
         fastattn.pipeline("text-generation", classifier.model)  # type: ignore[call-overload]
 

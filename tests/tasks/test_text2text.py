@@ -11,6 +11,7 @@ import pytest
 
 import fastattn as fa
 from fastattn.api.seq2seq_lm import Seq2SeqLM
+from fastattn.cli import main
 from fastattn.errors import DTypeError, InputError
 from fastattn.tokenizer import load_tokenizer
 from tests.models.test_seq2seq import UNKNOWN, write
@@ -111,6 +112,16 @@ def test_languages(tmp_path: Path) -> None:
         assert pipe("cat dog", **options) == [
             {"translation_token_ids": pipe.model.generate([[9, 4, 5, 2]], max_new_tokens=5)[0].tolist()}
         ]
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [flag for name, value in OPTIONS.items() for flag in ("--set", f"{name}={json.dumps(value)}")]
+    with fa.pipeline("translation", folder) as pipe:
+        expected = pipe(TEXTS, **OPTIONS)
+    for task in ("translation", "translation_en_to_de"):
+        assert main(["run", task, "-m", str(folder), *flags, *(word for text in TEXTS for word in ("-p", text))]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert found == [{"input": text, "result": row} for text, row in zip(TEXTS, expected, strict=True)]
 
 
 def test_errors(model: Seq2SeqLM, folder: Path) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fastattn import __version__
 from fastattn.api.load_options import LoadOptions
-from fastattn.checks import check_choice, quote
+from fastattn.checks import quote
 from fastattn.cli.flags import given_options
 from fastattn.cli.grammars import read_grammars
 from fastattn.cli.progress import progress
@@ -199,9 +199,9 @@ def classify(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run a pipeline on texts, or on JSON values, and print one JSON object per result."""
-    from fastattn.tasks.pipelines import TASKS, pipeline
+    from fastattn.tasks.pipelines import check_task, pipeline
 
-    check_choice("TASK", args.task, TASKS)
+    check_task("TASK", args.task)
     texts = stream_texts(args.prompt, args.file, skip_blank=args.skip_blank)
     values = args.json_lines or args.task == "question-answering"
     pipe: Any = pipeline(args.task, args.model, **_loading(args))

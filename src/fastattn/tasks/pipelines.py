@@ -173,10 +173,9 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     """
     if task is None:
         raise InputError(f"task: expected one of {', '.join(map(repr, TASKS))}, got None")
-    named = isinstance(task, str) and re.fullmatch(r"translation_[^_]+_to_[^_]+", task) is not None
-    entry = PIPELINES["translation" if named else check_choice("task", task, TASKS)]
+    entry = PIPELINES[check_task("task", task)]
     loading, defaults = _split(options, entry)
-    if named:
+    if task not in TASKS:
         defaults["task_name"] = task
     if model is None:
         if entry.demo is None:
@@ -202,6 +201,13 @@ def pipeline(task: Any = None, model: Any = None, **options: Any) -> Any:
     except BaseException:
         loaded.close()
         raise
+
+
+def check_task(name: str, task: Any) -> str:
+    """Return the task, and "translation" for "translation_XX_to_YY". Raises DTypeError, InputError."""
+    if isinstance(task, str) and re.fullmatch(r"translation_[^_]+_to_[^_]+", task):
+        return "translation"
+    return check_choice(name, task, TASKS)
 
 
 @dataclass(frozen=True, slots=True)
