@@ -225,3 +225,46 @@ def test_texts(tmp_path: Path) -> None:
         assert model.generate(texts[0], **options) == found[0]
         with pytest.raises(InputError, match="attention_mask: expected None with texts"):
             model.generate(texts, attention_mask=[[1], [1]])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_many_texts_stay_within_the_memory(tmp_path: Path, beams: int) -> None:
+    """The encoder runs when there is room for what it writes; a text that can never fit is an error."""
+    write(tmp_path, "bart")
+    sources = [[5, 6, 7 + i % 80, 2] for i in range(60)]
+    options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": beams, "num_return_sequences": beams}
+    with fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path) as model:
+        page = model.engine.stats().page_bytes
+        expected = [ids.tolist() for ids in model.generate(sources, **options)]
+    most = 2 + 3 * beams
+    with fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, kv_cache_bytes=most * page) as model:
+        seen: list[int] = []
+
+        def look(ids: Any, scores: Any) -> Any:
+            seen.append(model.engine.stats().in_use)
+            return scores
+
+        found = [ids.tolist() for ids in model.generate(sources, **options, logits_processor=look)]
+        assert found == expected
+        assert max(seen) <= most
+        assert model.engine.stats().in_use == 0
+    with (
+        fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, kv_cache_bytes=page) as model,
+        pytest.raises(fa.OutOfMemory, match="expected at least"),
+    ):
+        model.generate(sources[:1], max_new_tokens=6)
+
+
+def test_an_error_in_the_middle_frees_all_pages(tmp_path: Path) -> None:
+    write(tmp_path, "bart")
+
+    def fail(ids: Any, scores: Any) -> Any:
+        if ids.shape[1] == 3:
+            raise ValueError("stop")
+        return scores
+
+    with fa.AutoModelForSeq2SeqLM.from_pretrained(tmp_path) as model:
+        with pytest.raises(ValueError, match="stop"):
+            model.generate([[5, 6, 2]] * 40, max_new_tokens=6, logits_processor=fail)
+        assert model.engine.stats().in_use == 0
+        assert len(model.generate([5, 6, 2], max_new_tokens=3)) <= 4

@@ -54,7 +54,6 @@ class CausalLM(GeneratingModel):
         self._copies: dict[str, CausalLM] = {}  # in other dtypes, which propose tokens
         self._adapters: dict[str, LoraAdapter] = {}
         self._targets: set[int] = set()  # linears that an adapter changes; running requests may use deleted ones
-        self._adapted: Executor | None = None  # of the Program with the linears that adapters change
 
     @overload
     def __call__(
@@ -138,11 +137,6 @@ class CausalLM(GeneratingModel):
         """Return an empty KV cache for one sequence, for `executor.run`; adapter: from `find_adapter`."""
         return self.executor.new_cache(adapter)
 
-    @property
-    def stepping(self) -> Executor:
-        """The executor of the engine's steps: it applies the loaded adapters."""
-        return self._adapted or self.executor
-
     def close(self) -> None:
         """Free the memory; any later use raises InputError.
 
@@ -151,8 +145,6 @@ class CausalLM(GeneratingModel):
         super().close()
         for copy in list(self._copies.values()):
             copy.close()
-        if self._adapted is not None:
-            self._adapted.close()
 
     # -- adapters of requests -----------------------------------------------------------------------------------------
 
@@ -176,14 +168,16 @@ class CausalLM(GeneratingModel):
         if self.device != "cpu":
             raise InputError(f"load_adapter: expected a model on the CPU, got one on {self.device}")
         adapter = read_request_adapter(folder, self.traced, name)
-        self._targets |= {part.target for part in adapter.parts}
-        adapted = self.executor.with_program(optimize(with_lora(self.traced, self._targets)))
-        previous, self._adapted = self._adapted, adapted
-        self._adapters[name] = adapter
-        for engine in self._engines.values():
-            engine.use(adapted)
-        if previous is not None:
-            previous.close()
+
+        def add(executor: Executor) -> Executor:
+            if name in self._adapters:  # another thread loaded it meanwhile
+                raise InputError(f"adapter_name: expected a new name, got {quote(name)}")
+            self._targets |= {part.target for part in adapter.parts}
+            adapted = executor.with_program(optimize(with_lora(self.traced, self._targets)))
+            self._adapters[name] = adapter
+            return adapted  # calls that still use the one before, such as `score`, keep it open
+
+        self.engine.use(add)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter. Requests that use it continue; its memory is free after them.

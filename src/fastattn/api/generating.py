@@ -43,13 +43,8 @@ class GeneratingModel(Model):
                 idle = limit
             elif self.device == "cpu":
                 limit = default_limit_bytes()
-            engine = self._engines.setdefault(0, Engine(self.stepping, kv_bytes=limit, idle_bytes=idle))
+            engine = self._engines.setdefault(0, Engine(self.executor, kv_bytes=limit, idle_bytes=idle))
         return engine
-
-    @property
-    def stepping(self) -> Executor:
-        """The executor of the engine's steps."""
-        return self.executor
 
     def find_adapter(self, name: str) -> LoraAdapter:
         """Return a loaded adapter; a model without `load_adapter` has none. Raises InputError."""

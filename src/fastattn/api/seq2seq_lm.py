@@ -17,6 +17,7 @@ from fastattn.checks import quote
 from fastattn.errors import InputError
 from fastattn.generation import seq2seq
 from fastattn.generation.generate_args import GenerateArgs
+from fastattn.generation.source import encode
 from fastattn.graph.executor import Executor
 from fastattn.models.inputs import Batch, read_model_batch
 from fastattn.models.outputs import Seq2SeqLMOutput, finish_output
@@ -86,7 +87,7 @@ class Seq2SeqLM(GeneratingModel):
             raise InputError(
                 f"decoder_input_ids: expected {len(sources.counts)} sequences as in input_ids, got {len(batch.counts)}"
             )
-        memories, encoded = seq2seq.encode(self.encoder, sources.ids, hidden_states=True)
+        memories, encoded = encode(self.encoder, sources.ids, hidden_states=True)
         caches: list[Any] = []
         try:
             for memory in memories:

@@ -162,11 +162,18 @@ class Engine:
         if process is not None:
             process.do_soon(partial(job, process.pages))
 
-    def use(self, executor: Executor) -> None:
-        """Run later steps on another executor of the same model."""
-        self._executor = executor
+    def use(self, make: Callable[[Executor], Executor]) -> None:
+        """Run later steps on another executor of the same model: what `make` returns for the present one.
+
+        Calls of several threads come one after the other.
+        """
+
+        def change(process: _Process) -> None:
+            self._executor = make(self._executor)
+            process.scheduler.use(self._executor)
+
         process = self._here()
-        self.run(lambda _: process.scheduler.use(executor))
+        self.run(lambda _: change(process))
 
     def stats(self) -> KvStats:
         """Return the numbers of pages, and the memory of draft models."""
@@ -176,6 +183,7 @@ class Engine:
     def close(self) -> None:
         """Free the pages that are kept for later calls. Running calls end with the executor."""
         self._processes = {}
+        self._executor.close()
 
     def _here(self) -> _Process:
         process = self._processes.get(os.getpid())

@@ -35,6 +35,7 @@ from fastattn.generation.prompts import (
 )
 from fastattn.generation.request import Request
 from fastattn.generation.results import best_requests, groups_of, output_of
+from fastattn.generation.source import Source
 from fastattn.generation.speculation import speculation_of
 from fastattn.generation.stopping import TextState
 from fastattn.generation.structured import Masks
@@ -67,7 +68,7 @@ def generate(
     *,
     return_dict_in_generate: bool | None = None,
     num_return_sequences: int | None = None,
-    memories: Sequence[Any] | None = None,
+    sources: Sequence[Source] | None = None,
     **options: Unpack[GenerateArgs],
 ) -> NDArray[np.int32] | list[NDArray[np.int32]] | GenerateOutput:
     """Continue token ids; `GenerationOptions` describes the options.
@@ -77,15 +78,16 @@ def generate(
     a list too. attention_mask has the same shape as the ids and is 0 at padding. Without it, pad_token_id is padding
     wherever it occurs, unless it is also an eos id. The result includes an end-of-text id but not a stop string: it
     ends with the last token that lies completely before the stop string. An empty sequence starts from the checkpoint's
-    bos (else eos) id. Keywords of transformers are accepted if they change nothing here. memories: of models with an
+    bos (else eos) id. Keywords of transformers are accepted if they change nothing here. sources: of models with an
     encoder, one per sequence (see `fastattn.generation.seq2seq`).
     Raises DTypeError, InputError, ContextLengthError, NonFiniteError.
     """
     own = {"return_dict_in_generate": return_dict_in_generate, "num_return_sequences": num_return_sequences}
     job = _read_call(model, ids, {**options, **own})
-    for group, memory in zip(groups_of(job.requests), memories or (), strict=memories is not None):
+    for group, source in zip(groups_of(job.requests), sources or (), strict=sources is not None):
+        source.n_readers = sum(request.runs for request in group)
         for request in group:
-            request.memory = memory
+            request.source = source
     complete(model, job.requests, job.options, logprobs=job.wants_output, feed=job.feed)
     return job.result()
 

@@ -96,9 +96,10 @@ class PagePlan:
         """Raise OutOfMemory if all pages together are too few for a request."""
         length = request.prompt_len + request.max_new_tokens
         most = self._most(request, length if request.context is None else min(length, request.context))
+        most += self.of_source(request)
         beams = ""
         if request.search is not None:
-            most = self._of_beams(request, [length] * request.n_sequences)
+            most = self._of_beams(request, [length] * request.n_sequences) + self.of_source(request)
             beams = f" with {request.n_sequences} beams"
         if self.limit is not None and most > self.limit and self._paged is not None:
             raise OutOfMemory(
@@ -136,10 +137,14 @@ class PagePlan:
         return self.limit is None or self._free() + (0 if self.tree is None else self.tree.n_idle) >= n_pages
 
     def needed(self, request: Request) -> int:
-        """Return the pages of the request's tokens so far and the next one."""
+        """Return the pages of the request's tokens so far and the next one, and of what its encoder reads."""
         if request.search is not None:
-            return self._of_beams(request, [length + 1 for length in request.search.lengths])
-        return self._most(request, len(request.ids) - request.base + 1)
+            return self._of_beams(request, [length + 1 for length in request.search.lengths]) + self.of_source(request)
+        return self._most(request, len(request.ids) - request.base + 1) + self.of_source(request)
+
+    def of_source(self, request: Request) -> int:
+        """Return the pages of what its encoder reads."""
+        return 0 if request.source is None else self.pages(len(request.source.ids))
 
     def steps_for(self, rows: Sequence[Request]) -> int:
         """Return how many steps of one token each have pages, including one that was reserved."""
@@ -176,10 +181,12 @@ class PagePlan:
     def start(self, request: Request) -> None:
         """Give a request an empty cache."""
         request.cache, request.fed, request.n_unseen = self._executor.new_cache(request.adapter), 0, 0
-        shares = self.tree is not None and request.memory is None
-        request.node = self.tree.root(request.adapter) if shares and self.tree is not None else None
-        if request.memory is not None:
-            request.cache.set_memory(request.memory)
+        if request.source is not None:
+            most = None if self.limit is None else max(0, self._free()) // 2
+            request.source.read_into(request.cache, most)
+            request.node = None
+        else:
+            request.node = None if self.tree is None else self.tree.root(request.adapter)
 
     def extend(self, request: Request) -> None:
         """Attach known pages of the next tokens; the last token is always computed."""

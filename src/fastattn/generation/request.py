@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastattn.generation.options import GenerationOptions
 from fastattn.generation.prefix_tree import Node
 from fastattn.generation.processors import Processor, stops_at
+from fastattn.generation.source import Source
 from fastattn.generation.stopping import TextState
 from fastattn.generation.structured import Mask
 from fastattn.graph.executor import Cache
@@ -44,8 +45,8 @@ class Request:
     """One sequence: `ids` holds the prompt and the drawn tokens; the first `fed` of them are in the cache.
 
     min_new_tokens: no end-of-text id is drawn before this many tokens. logprobs: of the drawn ids, if `wants_logprobs`.
-    memory: what cross-attention reads; None without an encoder. Requests with a memory share no pages, because their
-    keys and values depend on it. options: how this sequence draws its tokens. eos_ids: they end it. index: its place
+    source: what the encoder reads; None without an encoder. Requests with a source share no pages, because their keys
+    and values depend on it. options: how this sequence draws its tokens. eos_ids: they end it. index: its place
     in the call, for messages.
     deadline: the time.monotonic() at which it ends; None: never. processors: of its logits. mask: the last of them, if
     its options constrain the text. siblings: all requests of the same prompt. records: of the drawn tokens, if its
@@ -62,7 +63,7 @@ class Request:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cache: Cache | None = None
-    memory: Any = None
+    source: Source | None = None
     fed: int = 0
     options: GenerationOptions = _PLAIN
     eos_ids: frozenset[int] = frozenset()

@@ -409,7 +409,7 @@ class Scheduler:
                     self._preempt(self._running[-1])
                     continue
                 return
-            promised += needed
+            promised += needed - self._pages.of_source(request)  # the encoder runs at the start
             call.running += request.n_sequences
             call.waiting.popleft()
             self._pages.start(request)

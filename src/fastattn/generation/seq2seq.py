@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 from fastattn.errors import InputError
 from fastattn.generation import generate as generation
 from fastattn.generation.prompts import LanguageModel, encode_prompt, need_tokenizer
+from fastattn.generation.source import sources_of
 from fastattn.graph.executor import Executor
-from fastattn.graph.ir import Step
 from fastattn.models.outputs import GenerateOutput
-
-STEP_TOKENS = 4096  # of the encoder; a longer text has a step of its own
 
 
 class Seq2SeqModel(LanguageModel, Protocol):
@@ -47,67 +44,22 @@ def generate(model: Seq2SeqModel, inputs: Any, *, start: object = None, **option
     first = [model.start_of(start)]
     single = texts is None and _is_single(inputs)
     starts: Any = first if single else [first] * len(sources)
-    memories, _ = encode(model.encoder, sources)
+    group = sources_of(model.encoder, sources)
     try:
         found = generation.generate(
             model,
             starts,
             attention_mask=np.ones(1, np.int64) if single else [np.ones(1, np.int64)] * len(sources),
-            memories=memories,
+            sources=group,
             **options,
         )
     finally:
-        for memory in memories:
-            memory.close()
+        for source in group:
+            source.close()
     if texts is None or isinstance(found, GenerateOutput):
         return found
     decoded = [need_tokenizer(model, "generate").decode(ids, skip_special_tokens=True) for ids in found]
     return decoded[0] if one and len(decoded) == 1 else decoded
-
-
-def encode(
-    encoder: Executor, sources: Sequence[NDArray[np.int32]], *, hidden_states: bool = False
-) -> tuple[list[Any], NDArray[Any]]:
-    """Run the encoder over all sources, in steps of some thousand tokens; return their memories.
-
-    hidden_states: whether to return the last hidden states too, [n_tokens, hidden_size]. The caller closes the
-    memories.
-    """
-    name = "encoder_last_hidden_state"
-    memories: list[Any] = []
-    states: list[NDArray[Any]] = []
-    try:
-        for group in _groups(sources):
-            caches = [encoder.new_cache() for _ in group]
-            memories += caches
-            counts = [len(ids) for ids in group]
-            step = Step(
-                token_ids=np.concatenate(group).astype(np.int32),
-                cu_seqlens=np.cumsum([0, *counts]).astype(np.int32),
-                positions=np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
-                wanted=np.zeros(0, np.int32),
-                caches=tuple(caches),
-            )
-            found = encoder.run(step, [name] if hidden_states else [next(n for n in encoder.program.outputs)])
-            if hidden_states:
-                states.append(np.asarray(found[name]))
-    except BaseException:
-        for memory in memories:
-            memory.close()
-        raise
-    return memories, np.concatenate(states) if states else np.zeros((0, 0), np.float32)
-
-
-def _groups(sources: Sequence[NDArray[np.int32]]) -> Iterator[list[NDArray[np.int32]]]:
-    """Split the sources into those of one step each."""
-    group: list[NDArray[np.int32]] = []
-    for ids in sources:
-        if group and sum(map(len, group)) + len(ids) > STEP_TOKENS:
-            yield group
-            group = []
-        group.append(ids)
-    if group:
-        yield group
 
 
 def _texts_of(inputs: object) -> tuple[list[str] | None, bool]:
