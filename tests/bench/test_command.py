@@ -229,7 +229,9 @@ def test_a_library_that_does_not_answer_in_time(bert: Path, tmp_path: Path, monk
     def hasty(self: Process, timeout: float = 900, **command: Any) -> dict[str, Any]:
         """Give our own worker all the time that it may need."""
         given.append(timeout)
-        library = json.loads(self._process.args[-1])["library"]  # type: ignore[index]
+        arguments = self._process.args
+        assert isinstance(arguments, list)
+        library = json.loads(str(arguments[-1]))["library"]
         return ask(self, timeout if library == "torch" else SOON, **command)
 
     given = list[float]()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
@@ -25,9 +27,9 @@ def tanh_error(a: F64, error: F64) -> F64:
     return error + tolerances.activation("tanh", a, np.tanh(a))
 
 
-def both(run: object) -> F32:
+def both(run: Callable[[str], Sequence[F32]]) -> F32:
     """Return output and state of a cell, one after the other, equal on all targets."""
-    return on_every_target(lambda target: np.concatenate(run(target)))  # type: ignore[operator]
+    return on_every_target(lambda target: np.concatenate(run(target)))
 
 
 def doubles(*arrays: F32) -> list[F64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,65 @@ def test_adapters_come_and_go_while_others_run(base: Path, adapters: list[Path])
         assert found == [expected]
         assert model.adapters == ("a0",)
         assert model.kv_stats().in_use == 0
+
+
+def test_threads_that_load_at_the_same_time(base: Path, adapters: list[Path]) -> None:
+    """Every adapter is applied afterwards, and calls that run meanwhile have their results."""
+    with load(base, adapters[:1]) as model:
+        expected = model.score([3, 1], [[4, 1], [5]], adapter_name="a0").logprobs
+        barrier, failed = threading.Barrier(9), list[BaseException]()
+
+        def run(work: Any) -> None:
+            barrier.wait()
+            try:
+                work()
+            except BaseException as error:
+                failed.append(error)
+
+        def score() -> None:
+            for _ in range(20):
+                for row, wanted in zip(
+                    model.score([3, 1], [[4, 1], [5]], adapter_name="a0").logprobs, expected, strict=True
+                ):
+                    np.testing.assert_array_equal(row, wanted)
+
+        works = [partial(model.load_adapter, folder, f"b{i}") for i, folder in enumerate(adapters[1:8])]
+        threads = [threading.Thread(target=run, args=(work,)) for work in (*works, score, score)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        for i, folder in enumerate(adapters[1:8]):
+            with load(base) as fresh:
+                fresh.load_adapter(folder, "only")
+                wanted = results(fresh.generate([PROMPTS[1]], **OPTIONS, adapter_name="only"))
+            assert results(model.generate([PROMPTS[1]], **OPTIONS, adapter_name=f"b{i}")) == wanted
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "lora_alpha": 5, "rank_pattern": {"c_fc": 6}},
+        {"target_modules": ["c_attn"], "use_rslora": True, "alpha_pattern": {"c_attn": 3}, "fan_in_fan_out": True},
+    ],
+)
+def test_logits_of_peft(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pytest.importorskip("peft", reason="compares with peft")
+    from tests.models.test_lora import Saved, gpt2
+
+    saved = Saved(tmp_path, gpt2, r=4, task_type="CAUSAL_LM", **settings)
+    prompt = [3, 14, 15, 92, 65]
+    with load(saved.base) as model:
+        model.load_adapter(saved.adapter, "a")
+        config = {"max_new_tokens": 1, "eos_token_id": -1, "pad_token_id": 1, "adapter_name": "a"}
+        found = model.generate([prompt], **config, return_dict_in_generate=True, output_logits=True)
+        wanted = saved.logits(prompt)[-1]
+        np.testing.assert_allclose(np.asarray(found.logits[0])[0], wanted, atol=1e-4, rtol=1e-4)
+        with load(saved.base) as plain:
+            base = plain(prompt).logits[-1]
+        assert np.abs(base - wanted).max() > 0.01
 
 
 def test_errors(base: Path, adapters: list[Path], family: str, tmp_path: Path) -> None:

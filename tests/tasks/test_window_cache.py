@@ -171,7 +171,7 @@ def test_a_cache_refuses_what_it_has_freed(folder: Path) -> None:
         with pytest.raises(InputError, match="cache: expected whole pages"):
             cache.skip_page()
         copy = cache.fork()
-        assert lm.executor.kv_pages_in_use == 2  # type: ignore[attr-defined]
+        assert lm.kv_stats().in_use == 2
         for each in (cache, copy):
             each.truncate(198)
             assert feed(lm, [PROMPT[198:300]], [each])[0].tobytes() == whole[198:300].tobytes()
